@@ -1,0 +1,55 @@
+# Every target makes the virtual environment first when it is missing or out of date.
+# `make VENV=/path/to/venv ...` uses another one.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check golden docs wheel-test bench bench-gpu clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## write, check, build, train and sample a small byte model with the real commands
+	$(BIN)/python examples/demo.py
+
+test: $(READY) ## run the tests that need no GPU and little time
+	$(BIN)/python -m pytest -n 2 -q
+
+test-all: $(READY) ## run all tests, the slow ones too (those marked cuda only where there is a GPU)
+	$(BIN)/python -m pytest -n 2 -q \
+	  -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not cuda")')"
+
+check: $(READY) ## lint, formatting, types, import contracts, generated pages
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict tokdsl
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+golden: $(READY) ## rewrite the golden files from what the compiler says now
+	$(BIN)/python -m pytest -q --update-golden
+
+docs: $(READY) ## write the reference pages from the code
+	$(BIN)/python docs/generate.py
+
+wheel-test: $(READY) ## build sdist and wheel, install the wheel alone, use it from another folder
+	PYTHON=$(BIN)/python .ci/wheel-test
+
+bench: $(READY) ## time the built models and kernels on this machine's CPU
+	$(BIN)/python -m tests.bench --device cpu
+
+bench-gpu: $(READY) ## time the built models and kernels on the GPU
+	$(BIN)/python -m tests.bench --device cuda
+
+clean: ## remove the environment, caches and outputs
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m tokdsl`."""
+
+from tokdsl.cli import app
+
+app(prog_name="tokdsl")

@@ -1,0 +1,1 @@
+"""The typed graph: what `elaborate` makes of a program and every later stage reads."""

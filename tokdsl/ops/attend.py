@@ -1,0 +1,341 @@
+"""Attention over the tokens of a stream, and the caches that it needs in decode steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from tokdsl.ops.base import AxisRef, Code, Cost, Fault, Op, Operand, Predicate, StateSpec, op, tensor
+from tokdsl.types.dims import Dim
+from tokdsl.types.tensors import Axis, TensorType, ValueType
+from tokdsl.types.time import EVERYTHING, Flow
+
+
+def token_axis(kind: ValueType, argument: str) -> Axis:
+    """Return the one token axis of an attention operand.
+
+    Raises:
+        Fault: if there is none.
+    """
+    axis = next((a for a in kind.axes if a.clock is not None), None)
+    if axis is None:
+        raise Fault("operand-shape", f"`{argument}` needs a token axis, found {kind}", argument)
+    return axis
+
+
+@op("cache")
+class Cache(Op):
+    """The same values for all tokens seen so far: in decode steps those of earlier steps too.
+
+    Attention caches its keys and values by itself; write `cache` to say that something smaller
+    is kept instead, such as a latent from which keys and values are computed.
+
+    Shape: [T, *] -> [S, *], S the tokens up to now.   Gradient: smooth.
+    """
+
+    x: Operand
+    window: int = 0
+
+    def type(self) -> TensorType:
+        """The operand's type with its token axis as a memory axis ``S``."""
+        kind = tensor(self.x, "x")
+        own = token_axis(kind, "x")
+        axis = replace(own, name="S", memory=True, window=self.window)
+        return kind.with_axes(tuple(axis if a is own else a for a in kind.axes))
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Each position keeps its place."""
+        return {"x": [Flow(token_axis(self.x, "x").name, "S")]}
+
+    def state(self) -> StateSpec:
+        """All past tokens, or the last ``window`` of them."""
+        sizes = tuple(a.size for a in self.x.axes if a.clock is None)
+        entries = Dim.of(1)
+        for size in sizes:
+            entries = entries * size
+        if self.window:
+            return StateSpec(
+                "WindowCache", (Dim.of(self.window),), elements=entries * (self.window - 1)
+            )
+        return StateSpec("TokenCache", (), per_token=entries)
+
+    def torch(self, code: Code) -> str:
+        """Append to the state when there is one."""
+        if not code.state:
+            return code["x"]
+        return f"{code['x']} if {code.state} is None else {code.state}.append({code['x']})"
+
+
+@op("visible")
+class Visible(Op):
+    """Which keys a query may attend to, validity included; None at run time if all.
+
+    ``kind`` says what is known of the condition: ``full`` (no condition), ``causal`` (exactly
+    ``j <= i``) or ``general``.
+    """
+
+    predicate: Operand | None = None
+    position: Operand | None = None
+    key_position: Operand | None = None
+    key_valid: Operand | None = None
+    kind: str = "full"
+    query: object = None
+    key: object = None
+
+    def type(self) -> TensorType:
+        """One bool per query and key."""
+        assert isinstance(self.query, Axis) and isinstance(self.key, Axis)
+        if isinstance(self.predicate, TensorType):
+            lead = tuple(
+                a for a in self.predicate.axes if a.name not in (self.query.name, self.key.name)
+            )
+            return TensorType((*lead, self.query, self.key), "bool")
+        return TensorType((self.query, self.key), "bool")
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Conditions on positions read no other token."""
+        return {}
+
+    def torch(self, code: Code) -> str:
+        """A function that gives None where no mask is needed."""
+        if self.kind == "full":
+            return f"{code.use('key_mask')}({code['key_valid']})"
+        if self.kind == "causal":
+            inner = f"{code['position']}, {code['key_position']}, {code['key_valid']}"
+            return f"{code.use('causal_mask')}({inner})"
+        assert isinstance(self.query, Axis) and isinstance(self.key, Axis)
+        return f"{code.use('visible_mask')}({code.aligned('predicate')}, {code['key_valid']})"
+
+
+class Attention(Op):
+    """What the attention operations share: which axis is which."""
+
+    #: operands that are kept between decode steps
+    cached: ClassVar[tuple[str, ...]] = ("k", "v")
+
+    def contraction(self, q: TensorType, over: AxisRef | None) -> Axis:
+        """Return the axis over which queries and keys are compared.
+
+        Raises:
+            Fault: if it does not exist.
+        """
+        if over is None:
+            return q.axes[-1]
+        found = q.axis(over)
+        if found is None:
+            raise Fault("unknown-axis", f"no axis `{over}` in the queries {q}", "over")
+        return found
+
+    def heads(self, q: TensorType, inner: Axis) -> Axis | None:
+        """Return the heads axis of the queries, if any.
+
+        Raises:
+            Fault: if there is more than one.
+        """
+        rest = [a for a in q.axes if a.clock is None and a.name != inner.name]
+        if len(rest) > 1:
+            names = ", ".join(f"`{a.name}`" for a in rest)
+            raise Fault(
+                "operand-shape", f"queries {q} have several axes besides tokens: {names}", "q"
+            )
+        return rest[0] if rest else None
+
+    def check_keys(self, q: TensorType, k: TensorType, inner: Axis, name: str) -> None:
+        """Check that keys (or values) fit the queries.
+
+        Raises:
+            Fault: if head counts do not divide, or sizes differ.
+        """
+        heads = self.heads(q, inner)
+        others = [a for a in k.axes if a.clock is None][:-1]
+        if len(others) > 1 or (others and heads is None):
+            raise Fault("operand-shape", f"`{name}` {k} does not fit queries {q}", name)
+        if others and heads is not None:
+            h, g = heads.size.number, others[0].size.number
+            if h is not None and g is not None and h % g:
+                raise Fault(
+                    "not-divisible",
+                    f"{h} `{heads.name}` cannot share {g} `{others[0].name}`: "
+                    f"{h} is not divisible by {g}",
+                    name,
+                )
+
+
+@op("attend")
+class Attend(Attention):
+    """Scaled dot-product attention with grouped heads.
+
+    ``mask`` is a condition over a query position and a key position, ``score`` an expression of
+    the scaled score and both positions; `sinks` adds one logit per head to the softmax.
+
+    Shape: q [T, heads, k], k [S, kv_heads, k], v [S, kv_heads, v] -> [T, heads, v].
+    Gradient: smooth.
+    Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023.
+    """
+
+    q: Operand
+    k: Operand
+    v: Operand
+    mask: Predicate | None = None
+    score: Predicate | None = None
+    sinks: Operand | None = None
+    scale: float | None = None
+    over: AxisRef | None = None
+    causal: bool = False
+    interval: object = EVERYTHING
+
+    def type(self) -> TensorType:
+        """Queries with the compared axis replaced by that of the values."""
+        q, k, v = (tensor(getattr(self, name), name) for name in "qkv")
+        inner = self.contraction(q, self.over)
+        query, key, value = token_axis(q, "q"), token_axis(k, "k"), token_axis(v, "v")
+        self.check_keys(q, k, inner, "k")
+        self.check_keys(q, v, inner, "v")
+        if k.axes[-1].size != inner.size:
+            raise Fault(
+                "size-mismatch",
+                f"queries have {inner.size} along `{inner.name}`, keys {k.axes[-1].size}",
+                "k",
+            )
+        if key.clock != value.clock:
+            raise Fault(
+                "clock-mismatch",
+                f"keys live on clock `{_clock(key)}`, values on `{_clock(value)}`",
+            )
+        del query
+        return TensorType(
+            tuple(v.axes[-1] if a.name == inner.name else a for a in q.axes), v.dtype
+        )
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Queries at their own position, keys and values as far as the mask allows."""
+        query, key = token_axis(self.q, "q"), token_axis(self.k, "k")
+        assert not isinstance(self.interval, str)
+        found = {"q": [Flow(query.name, query.name)]}
+        target = query.name if query.clock == key.clock else None
+        for name in ("k", "v"):
+            axis = token_axis(getattr(self, name), name)
+            interval = self.interval if target is not None else EVERYTHING
+            found[name] = [Flow(axis.name, query.name, interval)]  # type: ignore[arg-type]
+        return found
+
+    def gradient(self) -> dict[str, bool]:
+        """Smooth in queries, keys, values and sinks; none through the mask."""
+        return {name: name != "mask" for name, _ in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """Two products of queries by keys and values; half of it under a causal mask."""
+        q, k, v = (tensor(getattr(self, name), name) for name in "qkv")
+        inner = self.contraction(q, self.over)
+        heads = self.heads(q, inner)
+        keys = token_axis(k, "k").size
+        interval = self.interval
+        lo = getattr(interval, "lo", None)
+        window = int(1 - lo) if lo is not None and lo != float("-inf") else 0
+        reach = Dim.of(window) if window else keys
+        pairs = token_axis(q, "q").size * reach
+        each = (heads.size if heads is not None else Dim.of(1)) * (inner.size + v.axes[-1].size)
+        flops = pairs * each * 2
+        return Cost(flops)
+
+    def torch(self, code: Code) -> str:
+        """A call of the package's ``attend``, which picks the fastest form."""
+        arguments = [code["q"], code["k"], code["v"]]
+        options = []
+        if "mask" in code.operands:
+            arguments.append(code["mask"])
+        if self.causal:
+            options.append("causal=True")
+        if "sinks" in code.operands:
+            options.append(f"sinks={code['sinks']}")
+        if self.scale is not None:
+            options.append(f"scale={self.scale:.17g}")
+        return f"{code.use('attend')}({', '.join([*arguments, *options])})"
+
+
+@op("attention_scores")
+class AttentionScores(Attention):
+    """Scaled products of queries and keys, before mask and softmax.
+
+    Shape: q [T, heads, k], k [S, kv_heads, k] -> [heads, T, S].   Gradient: smooth.
+    """
+
+    cached: ClassVar[tuple[str, ...]] = ("k",)
+
+    q: Operand
+    k: Operand
+    scale: float | None = None
+    over: AxisRef | None = None
+
+    def type(self) -> TensorType:
+        """Heads, queries, keys."""
+        q, k = tensor(self.q, "q"), tensor(self.k, "k")
+        inner = self.contraction(q, self.over)
+        self.check_keys(q, k, inner, "k")
+        heads = self.heads(q, inner)
+        lead = (heads,) if heads is not None else ()
+        key = token_axis(k, "k")
+        if key.name == token_axis(q, "q").name:
+            key = key.renamed("S")
+        return TensorType((*lead, token_axis(q, "q"), key), q.dtype)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Queries and keys each at their own position."""
+        query, key = token_axis(self.q, "q"), token_axis(self.k, "k")
+        target = "S" if key.name == query.name else key.name
+        return {"q": [Flow(query.name, query.name)], "k": [Flow(key.name, target)]}
+
+    def cost(self) -> Cost:
+        """One product."""
+        inner = self.contraction(tensor(self.q, "q"), self.over)
+        return Cost(self.type().size * inner.size * 2)
+
+    def torch(self, code: Code) -> str:
+        """A call of the package's ``attention_scores``."""
+        scale = f", scale={self.scale:.17g}" if self.scale is not None else ""
+        return f"{code.use('attention_scores')}({code['q']}, {code['k']}{scale})"
+
+
+@op("attention_mix")
+class AttentionMix(Attention):
+    """Softmax of masked scores over the keys, and the weighted sum of the values.
+
+    Shape: scores [heads, T, S], v [S, kv_heads, v] -> [T, heads, v].   Gradient: smooth.
+    """
+
+    cached: ClassVar[tuple[str, ...]] = ("v",)
+
+    scores: Operand
+    v: Operand
+    mask: Operand | None = None
+    sinks: Operand | None = None
+    interval: object = EVERYTHING
+
+    def type(self) -> TensorType:
+        """Queries, heads, values."""
+        scores, v = tensor(self.scores, "scores"), tensor(self.v, "v")
+        query = next(a for a in scores.axes if a.clock is not None)
+        heads = [a for a in scores.axes if a.clock is None]
+        return TensorType((query, *heads, v.axes[-1]), v.dtype)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Scores along the queries at the own position, along the keys as the mask allows."""
+        query, key = [a for a in self.scores.axes if a.clock is not None][:2]
+        reach = self.interval if query.clock == key.clock else EVERYTHING
+        along = Flow(key.name, query.name, reach)  # type: ignore[arg-type]
+        value = Flow(token_axis(self.v, "v").name, query.name, reach)  # type: ignore[arg-type]
+        return {"scores": [Flow(query.name, query.name), along], "v": [value]}
+
+    def cost(self) -> Cost:
+        """One product."""
+        return Cost(self.scores.size * tensor(self.v, "v").axes[-1].size * 2)
+
+    def torch(self, code: Code) -> str:
+        """A call of the package's ``attention_mix``."""
+        mask = code["mask"] if "mask" in code.operands else "None"
+        sinks = f", sinks={code['sinks']}" if "sinks" in code.operands else ""
+        return f"{code.use('attention_mix')}({code['scores']}, {code['v']}, {mask}{sinks})"
+
+
+def _clock(axis: Axis) -> str:
+    return axis.clock.name if axis.clock is not None else "none"

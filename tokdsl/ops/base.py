@@ -1,0 +1,459 @@
+"""What a primitive operation is: one class that holds everything the compiler asks about it.
+
+A primitive is a subclass of `Op` with annotated fields. The annotation says how an argument is
+read: `Operand` (a tensor, given by its type), `NewAxis`, `AxisRef`, `Dim`, ``int``, ``float``,
+``bool``, ``str``. The methods state its type rule, time rule, gradient class, cost, parameters,
+state and torch expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import ClassVar, NamedTuple, TypeVar, dataclass_transform
+
+from tokdsl.ops.precedence import primary
+from tokdsl.types.dims import Dim
+from tokdsl.types.tensors import Axis, RouteType, TensorType, UnknownType, ValueType, promote
+from tokdsl.types.time import EVERYTHING, Flow
+
+
+class Fault(Exception):
+    """A rule of an operation does not hold; becomes a diagnostic at the node's place.
+
+    Args:
+        kind: which diagnostic: the ``name`` of a diagnostic class.
+        message: expected, then found.
+        argument: the argument at fault, so that the span can be as small as possible.
+        help: how to repair it.
+    """
+
+    def __init__(
+        self, kind: str, message: str, argument: str | None = None, help: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.text = message
+        self.argument = argument
+        self.help = help
+
+
+class NewAxis(NamedTuple):
+    """An axis that an operation makes: its name and size."""
+
+    name: str
+    size: Dim
+
+
+class AxisRef(str):
+    """The name of an axis of an operand; ``*`` means all leading axes, the batch included."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """A parameter or buffer that an operation owns.
+
+    Args:
+        name: below the operation's own name (``weight``, ``bias``).
+        shape: sizes in memory order, without the experts axis of a stacked instance.
+        init: an initialiser as `name(arguments)` (see ``initialisers.py``).
+        trainable: false for buffers.
+        saved: whether it is part of the state dict.
+        dtype: "float" for the working dtype.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    init: str
+    trainable: bool = True
+    saved: bool = True
+    dtype: str = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """What an operation keeps between steps: a class of ``state.py`` and its arguments.
+
+    Args:
+        kind: class name in the emitted ``state.py``.
+        arguments: sizes after the batch size.
+        bytes_per_token: cache elements per past token (0 for a state of fixed size).
+        elements: fixed elements per sequence.
+    """
+
+    kind: str
+    arguments: tuple[Dim, ...] = ()
+    per_token: Dim = Dim(())
+    elements: Dim = Dim(())
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Work of one evaluation per example, in sizes: multiply-adds count as two FLOPs."""
+
+    flops: Dim = Dim(())
+
+
+class Code:
+    """What an operation is given to write its torch expression.
+
+    Args:
+        operands: Python text of each operand field.
+        types: type of each operand field.
+        attribute: Python text of the attribute that owns this operation's parameters
+            (``self.gate``).
+        state: Python text of this operation's state, or None.
+    """
+
+    def __init__(
+        self,
+        operands: Mapping[str, str],
+        types: Mapping[str, ValueType],
+        result: ValueType,
+        attribute: str = "",
+        state: str = "",
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self.operands = operands
+        self.types = types
+        self.result = result
+        self.attribute = attribute
+        self.state = state
+        self.names = dict(names or {})
+        self.imports: set[str] = set()
+
+    def __getitem__(self, operand: str) -> str:
+        return self.operands[operand]
+
+    def use(self, function: str) -> str:
+        """Note that a function of the package's ``functional.py`` is needed; return its name."""
+        self.imports.add(function)
+        return function
+
+    def dim(self, operand: str, axis: str) -> int:
+        """Return the negative dimension of an operand's axis."""
+        kind = self.types[operand]
+        assert isinstance(kind, TensorType)
+        return kind.position(axis) - len(kind.axes)
+
+    def aligned(self, operand: str) -> str:
+        """Return an operand's text with its axes placed where the result has them.
+
+        Missing axes are inserted with size one; the batch axis stays in front.
+        """
+        kind, result = self.types[operand], self.result
+        text = self.operands[operand]
+        names = [axis.name for axis in result.axes]
+        mine = [axis.name for axis in kind.axes]
+        order = sorted(range(len(mine)), key=lambda i: names.index(mine[i]))
+        if order != list(range(len(mine))):
+            lead = len(mine)
+            text = f"{primary(text)}.{_movement(order, kind.batched, lead)}"
+        mine = [mine[i] for i in order]
+        present = [name in mine for name in names]
+        first = 0 if kind.batched else (present.index(True) if True in present else len(names))
+        for i in range(len(names) - 1, first - 1, -1):
+            if not present[i]:
+                text = f"{primary(text)}.unsqueeze({i - len(names)})"
+        return text
+
+    def size(self, size: Dim) -> str:
+        """Return Python text for a size; token counts are read from their names."""
+        number = size.number
+        return str(number) if number is not None else self.names.get(str(size), str(size))
+
+
+def _movement(order: list[int], batched: bool, count: int) -> str:
+    """Return the call that puts the axes in ``order``: a transpose where two are swapped."""
+    moved = [i for i, j in enumerate(order) if i != j]
+    if len(moved) == 2:
+        return f"transpose({moved[0] - count}, {moved[1] - count})"
+    if batched:
+        return f"permute({', '.join(str(i) for i in (0, *(j + 1 for j in order)))})"
+    return f"permute({', '.join(str(j) for j in order)})"
+
+
+#: Every primitive by the name it has in the language.
+OPS: dict[str, type[Op]] = {}
+
+OpType = TypeVar("OpType", bound="type[Op]")
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all primitives; an instance describes one use (types and static arguments)."""
+
+    #: name in the language
+    op_name: ClassVar[str] = ""
+    #: element-wise in all operands: fusible, broadcasts by name
+    elementwise: ClassVar[bool] = False
+    #: result depends only on token positions, validity and constants when there are no operands
+    ambient: ClassVar[bool] = False
+    #: a parameter or buffer reads as itself (its attribute), not as a call
+    random: ClassVar[bool] = False
+    #: a discrete decision that is recorded and replayed
+    decision: ClassVar[bool] = False
+
+    def type(self) -> ValueType | tuple[ValueType, ...]:
+        """Return the type of the result, or of each result.
+
+        Raises:
+            Fault: if the operands do not fit.
+        """
+        raise TypeError(f"{type(self).__name__} declares no type rule")
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Return for each operand how its token axes reach the result's (the time rule).
+
+        The default is by name: an axis that the result keeps is read at the own position, one
+        that is gone is read everywhere.
+        """
+        kinds = self.type()
+        kept = {
+            axis.name
+            for kind in (kinds if isinstance(kinds, tuple) else (kinds,))
+            for axis in kind.axes
+        }
+        flows: dict[str, list[Flow]] = {}
+        for name, kind in self.operand_types():
+            for axis in kind.axes:
+                if axis.clock is None and not axis.pack:
+                    continue
+                flow = Flow(axis.name, axis.name) if axis.name in kept else Flow(
+                    axis.name, None, EVERYTHING
+                )
+                flows.setdefault(name, []).append(flow)
+        return flows
+
+    def gradient(self) -> dict[str, bool]:
+        """Return for each operand whether a gradient flows back to it."""
+        return {name: kind.is_float for name, kind in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """Return the work per example."""
+        return Cost()
+
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """Return the parameters and buffers that this use owns."""
+        return ()
+
+    def state(self) -> StateSpec | None:
+        """Return what must be kept between decode steps."""
+        return None
+
+    def torch(self, code: Code) -> str:
+        """Return the torch expression of the result."""
+        raise TypeError(f"{type(self).__name__} declares no torch expression")
+
+    def module(self) -> str | None:
+        """Return the constructor of the nn.Module that owns the parameters, or None."""
+        return None
+
+    def triton(self, operands: Mapping[str, str]) -> str | None:
+        """Return the Triton expression of an element-wise or row-wise operation."""
+        return None
+
+    def derivative(self, operands: Mapping[str, str]) -> dict[str, str] | None:
+        """Return, per operand, d result / d operand as an expression (``y`` is the result)."""
+        return None
+
+    def operand_types(self) -> list[tuple[str, ValueType]]:
+        """Return the operands that are given, in field order; variadic ones are numbered."""
+        found: list[tuple[str, ValueType]] = []
+        for spec in operand_fields(type(self)):
+            value = getattr(self, spec.name)
+            if isinstance(value, tuple):
+                found += [(f"{spec.name}_{i}", kind) for i, kind in enumerate(value)]
+            elif value is not None:
+                found.append((spec.name, value))
+        return found
+
+
+class Argument(NamedTuple):
+    """How one field of an operation is read from a call.
+
+    ``kind`` is one of ``operand operands axis axes new_axis new_axes size sizes int float bool
+    str function any``; ``optional`` says that it may be absent.
+    """
+
+    name: str
+    kind: str
+    optional: bool
+    default: object
+
+
+_KINDS = {
+    "Operand": "operand",
+    "tuple[Operand, ...]": "operands",
+    "Companion": "companion",
+    "AxisRef": "axis",
+    "tuple[AxisRef, ...]": "axes",
+    "NewAxis": "new_axis",
+    "tuple[NewAxis, ...]": "new_axes",
+    "Dim": "size",
+    "tuple[Dim, ...]": "sizes",
+    "int": "int",
+    "float": "float",
+    "bool": "bool",
+    "str": "str",
+    "Init": "init",
+    "Predicate": "predicate",
+    "object": "any",
+}
+
+#: An expression over positions (``|i, j| j <= i``); the field holds its type once elaborated.
+Predicate = TensorType
+#: An initialiser as text: ``normal(std=0.02)``; see ``initialisers.py``.
+Init = str
+#: A tensor operand; the field holds its type.
+Operand = TensorType | RouteType | UnknownType
+#: An operand that the elaborator finds by itself: ``groups`` (rows per expert) or ``order`` (where
+#: each row came from) of the dispatch that made the rows of another operand.
+Companion = TensorType
+
+
+def arguments(cls: type[Op]) -> tuple[Argument, ...]:
+    """Return how the fields of an operation are read, in order."""
+    return _ARGUMENTS[cls]
+
+
+def operand_fields(cls: type[Op]) -> tuple[Argument, ...]:
+    """Return the operand fields of an operation."""
+    return _OPERANDS[cls]
+
+
+_ARGUMENTS: dict[type[Op], tuple[Argument, ...]] = {}
+_OPERANDS: dict[type[Op], tuple[Argument, ...]] = {}
+
+
+def _read_arguments(cls: type[Op]) -> tuple[Argument, ...]:
+    found = []
+    for spec in fields(cls):
+        text = str(spec.type)
+        optional = text.endswith(" | None")
+        kind = _KINDS.get(text.removesuffix(" | None"))
+        if kind is None:
+            raise TypeError(f"{cls.__name__}.{spec.name}: no argument kind for {text!r}")
+        default = spec.default if spec.default is not MISSING else None
+        found.append(Argument(spec.name, kind, optional or spec.default is not MISSING, default))
+    return tuple(found)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def op(name: str) -> Callable[[OpType], OpType]:
+    """Register a primitive under its name in the language.
+
+    Raises:
+        TypeError: if the name is taken or a field has an unknown kind.
+    """
+
+    def register(cls: OpType) -> OpType:
+        if name in OPS:
+            raise TypeError(f"operation {name} is declared twice")
+        made = dataclass(frozen=True)(cls)
+        made.op_name = name
+        OPS[name] = made
+        _ARGUMENTS[made] = _read_arguments(made)
+        _OPERANDS[made] = tuple(
+            a
+            for a in _ARGUMENTS[made]
+            if a.kind in ("operand", "operands", "companion", "predicate")
+        )
+        return made  # type: ignore[return-value]
+
+    return register
+
+
+# ------------------------------------------------------------------ rules that many share
+
+
+def tensor(kind: ValueType, argument: str) -> TensorType:
+    """Return the operand as a tensor type.
+
+    Raises:
+        Fault: if it is a route or another record.
+    """
+    if isinstance(kind, TensorType):
+        return kind
+    raise Fault("operand-kind", f"`{argument}` must be a tensor, found {kind}", argument)
+
+
+def find_axis(kind: ValueType, name: str, argument: str) -> Axis:
+    """Return the named axis of a tensor.
+
+    Raises:
+        Fault: if there is none, with the axes that exist.
+    """
+    found = tensor(kind, argument).axis(name)
+    if found is None:
+        have = ", ".join(f"`{axis.name}`" for axis in kind.axes) or "none"
+        raise Fault("unknown-axis", f"no axis `{name}` in {kind}; its axes are {have}", argument)
+    return found
+
+
+def broadcast(*kinds: ValueType, what: str = "operands") -> TensorType:
+    """Return the type of an element-wise combination: axes matched by name.
+
+    Raises:
+        Fault: if axes of one name have different sizes, or token axes of different clocks meet.
+    """
+    axes: list[Axis] = []
+    batched = False
+    for kind in kinds:
+        if not isinstance(kind, TensorType):
+            raise Fault("operand-kind", f"{what} must be tensors, found {kind}")
+        batched |= kind.batched
+        axes = _merge(axes, kind.axes, what)
+    return TensorType(
+        tuple(axes), promote(*(kind.dtype for kind in kinds)), batched
+    )
+
+
+def _merge(axes: list[Axis], more: tuple[Axis, ...], what: str) -> list[Axis]:
+    if not axes:
+        return list(more)
+    names = {axis.name: i for i, axis in enumerate(axes)}
+    result = list(axes)
+    at = 0
+    for axis in more:
+        if axis.name in names:
+            mine = axes[names[axis.name]]
+            _check_same(mine, axis, what)
+            at = result.index(mine) + 1
+        else:
+            _check_clocks(result, axis, what)
+            result.insert(at, axis) if at < len(result) and names else result.append(axis)
+            at += 1
+    return result
+
+
+def _check_same(mine: Axis, axis: Axis, what: str) -> None:
+    if mine.clock is not None and axis.clock is not None and mine.clock != axis.clock:
+        raise Fault(
+            "clock-mismatch",
+            f"{what} live on different clocks: `{mine.clock.name}` and `{axis.clock.name}`",
+        )
+    if mine.size != axis.size:
+        raise Fault(
+            "size-mismatch",
+            f"axis `{axis.name}` has size {mine.size} on one side and {axis.size} on the other",
+        )
+
+
+def _check_clocks(axes: list[Axis], axis: Axis, what: str) -> None:
+    if axis.clock is None:
+        return
+    for other in axes:
+        if other.clock is not None and other.clock != axis.clock and other.name.startswith("^"):
+            raise Fault(
+                "clock-mismatch",
+                f"{what} live on different clocks: `{other.clock.name}` and `{axis.clock.name}`",
+            )
+
+
+def elements(kind: ValueType | tuple[ValueType, ...]) -> Dim:
+    """Return the number of entries of a result per example."""
+    first = kind[0] if isinstance(kind, tuple) else kind
+    return first.size

@@ -1,0 +1,505 @@
+"""Element-wise arithmetic, comparison, logic and choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, broadcast, op, tensor
+from tokdsl.ops.precedence import fill, literal, primary
+from tokdsl.types.dims import Dim
+from tokdsl.types.tensors import TensorType, promote
+
+
+def number(value: float) -> str:
+    """Return a static number as Python text."""
+    if value in (float("inf"), float("-inf")):
+        return f'float("{value}")'
+    return repr(value)
+
+
+@dataclass(frozen=True)
+class Elementwise(Op):
+    """Base of the element-wise operations: axes are matched by name, shapes broadcast.
+
+    Patterns name operands and static arguments in braces; a slope may also use ``{result}``.
+    """
+
+    elementwise: ClassVar[bool] = True
+    #: torch expression
+    pattern: ClassVar[str] = ""
+    #: Triton expression: None if it is the torch expression, "" if there is none
+    kernel: ClassVar[str | None] = None
+    #: d result / d operand as Triton expressions; an operand without one gets no gradient
+    slopes: ClassVar[Mapping[str, str]] = {}
+    #: dtype of the result: "" for the promoted one, "float" for at least the working dtype
+    gives: ClassVar[str] = ""
+    #: whether two truth values can be combined
+    takes_bool: ClassVar[bool] = False
+    #: FLOPs per element
+    work: ClassVar[int] = 1
+
+    def type(self) -> TensorType:
+        """Return the broadcast of the operands."""
+        kind = broadcast(*(kind for _, kind in self.operand_types()))
+        if kind.dtype == "bool" and not self.takes_bool:
+            raise Fault(
+                "operand-kind",
+                f"`{self.op_name}` needs numbers, found {kind}",
+                help="combine truth values with `and`, `or`, `not`, or convert with `int(x)`",
+            )
+        if self.gives == "float":
+            return kind.with_dtype(promote(kind.dtype, "float"))
+        return kind.with_dtype(self.gives) if self.gives else kind
+
+    def gradient(self) -> dict[str, bool]:
+        """A gradient flows to the operands that have a slope."""
+        return {name: name in self.slopes and kind.is_float for name, kind in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """A few FLOPs per element."""
+        return Cost(self.type().size * self.work)
+
+    def torch(self, code: Code) -> str:
+        """Return the pattern over the aligned operands."""
+        operands = {name: code.aligned(name) for name, _ in self.operand_types()}
+        return fill(self.pattern, **operands, **self._numbers())
+
+    def triton(self, operands: Mapping[str, str]) -> str | None:
+        """Return the kernel pattern over blocks of one shape."""
+        pattern = self.pattern if self.kernel is None else self.kernel
+        return fill(pattern, **operands, **self._numbers()) if pattern else None
+
+    def derivative(self, operands: Mapping[str, str]) -> dict[str, str] | None:
+        """Return the slopes, or None if there is no Triton form."""
+        result = operands.get("result") or self.triton(operands)
+        if result is None:
+            return None
+        texts = {**operands, **self._numbers(), "result": result}
+        return {name: fill(slope, **texts) for name, slope in self.slopes.items()}
+
+    def _numbers(self) -> dict[str, str]:
+        """Return the static arguments as Python text."""
+        return {
+            name: number(value)
+            for name, value in vars(self).items()
+            if isinstance(value, (int, float))
+        }
+
+
+@dataclass(frozen=True)
+class Binary(Elementwise):
+    """Base of the element-wise operations of two operands."""
+
+    x: Operand
+    y: Operand
+
+
+# ------------------------------------------------------------------ arithmetic
+
+
+@op("add")
+class Add(Binary):
+    """``x + y``, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
+    """
+
+    pattern: ClassVar[str] = "{x} + {y}"
+    slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "1.0"}
+
+
+@op("subtract")
+class Subtract(Binary):
+    """``x - y``, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
+    """
+
+    pattern: ClassVar[str] = "{x} - {y}"
+    slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "-1.0"}
+
+    def torch(self, code: Code) -> str:
+        """Return the difference; torch refuses truth values here, so they become integers."""
+        texts = {}
+        for name, kind in self.operand_types():
+            text = code.aligned(name)
+            if kind.dtype == "bool" and literal(text) is None:
+                text = f"{primary(text)}.long()"
+            texts[name] = text
+        return fill(self.pattern, **texts)
+
+
+@op("multiply")
+class Multiply(Binary):
+    """``x * y``, axes matched by name; without a common axis it is the outer product.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
+    """
+
+    pattern: ClassVar[str] = "{x} * {y}"
+    slopes: ClassVar[Mapping[str, str]] = {"x": "{y}", "y": "{x}"}
+
+
+@op("divide")
+class Divide(Binary):
+    """``x / y``, axes matched by name; integers give floats.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
+    """
+
+    pattern: ClassVar[str] = "{x} / {y}"
+    gives: ClassVar[str] = "float"
+    takes_bool: ClassVar[bool] = True
+    slopes: ClassVar[Mapping[str, str]] = {"x": "1.0 / {y}", "y": "-{x} / ({y} * {y})"}
+
+
+@op("power")
+class Power(Binary):
+    """``x ** y``, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth where ``x > 0`` or ``y`` is whole.
+    """
+
+    pattern: ClassVar[str] = "{x} ** {y}"
+    kernel: ClassVar[str | None] = "tl.exp({y} * tl.log({x}))"
+    slopes: ClassVar[Mapping[str, str]] = {
+        "x": "{y} * {result} / {x}",
+        "y": "{result} * tl.log({x})",
+    }
+
+    def triton(self, operands: Mapping[str, str]) -> str | None:
+        """Return products for small whole powers, which are right for negative bases too."""
+        power = literal(operands["y"])
+        if power in (1, 2, 3, 4):
+            return fill(" * ".join(["{x}"] * int(power)), x=operands["x"])
+        return super().triton(operands)
+
+    def derivative(self, operands: Mapping[str, str]) -> dict[str, str] | None:
+        """Return the slopes; for small whole powers without a division."""
+        power = literal(operands["y"])
+        if power in (1, 2, 3, 4):
+            factors = [number(float(power)), *["{x}"] * (int(power) - 1)]
+            return {"x": fill(" * ".join(factors), x=operands["x"])}
+        return super().derivative(operands)
+
+
+@op("floor_divide")
+class FloorDivide(Binary):
+    """``x // y`` rounded down, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} // {y}"
+    kernel: ClassVar[str | None] = "tl.floor({x} / {y})"
+
+    def triton(self, operands: Mapping[str, str]) -> str | None:
+        """Return the quotient for floats; for integers Triton rounds towards zero."""
+        return super().triton(operands) if self.type().is_float else None
+
+
+@op("remainder")
+class Remainder(Binary):
+    """``x % y`` with the sign of ``y``, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth in ``x`` between the jumps.
+    """
+
+    pattern: ClassVar[str] = "{x} % {y}"
+    kernel: ClassVar[str | None] = "{x} - tl.floor({x} / {y}) * {y}"
+    slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "-tl.floor({x} / {y})"}
+
+    def triton(self, operands: Mapping[str, str]) -> str | None:
+        """Return the remainder for floats; for integers Triton keeps the sign of ``x``."""
+        return super().triton(operands) if self.type().is_float else None
+
+
+class _Extreme(Binary):
+    """Base of `Maximum` and `Minimum`: a number becomes a bound of ``clamp``."""
+
+    bound: ClassVar[str] = ""
+
+    def torch(self, code: Code) -> str:
+        """Return ``clamp`` if one side is a number; torch has no extreme with a number."""
+        x, y = code.aligned("x"), code.aligned("y")
+        if literal(y) is not None:
+            return fill(f"{{x}}.clamp({self.bound}={{y}})", x=x, y=y)
+        if literal(x) is not None:
+            return fill(f"{{y}}.clamp({self.bound}={{x}})", x=x, y=y)
+        return fill(self.pattern, x=x, y=y)
+
+
+@op("maximum")
+class Maximum(_Extreme):
+    """The larger of ``x`` and ``y``, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: to the larger one, half to each if equal.
+    """
+
+    bound: ClassVar[str] = "min"
+    pattern: ClassVar[str] = "torch.maximum({x}, {y})"
+    kernel: ClassVar[str | None] = "tl.maximum({x}, {y})"
+    slopes: ClassVar[Mapping[str, str]] = {
+        "x": "tl.where({x} > {y}, 1.0, tl.where({x} == {y}, 0.5, 0.0))",
+        "y": "tl.where({y} > {x}, 1.0, tl.where({x} == {y}, 0.5, 0.0))",
+    }
+
+
+@op("minimum")
+class Minimum(_Extreme):
+    """The smaller of ``x`` and ``y``, axes matched by name.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: to the smaller one, half to each if equal.
+    """
+
+    bound: ClassVar[str] = "max"
+    pattern: ClassVar[str] = "torch.minimum({x}, {y})"
+    kernel: ClassVar[str | None] = "tl.minimum({x}, {y})"
+    slopes: ClassVar[Mapping[str, str]] = {
+        "x": "tl.where({x} < {y}, 1.0, tl.where({x} == {y}, 0.5, 0.0))",
+        "y": "tl.where({y} < {x}, 1.0, tl.where({x} == {y}, 0.5, 0.0))",
+    }
+
+
+# ------------------------------------------------------------------ comparison
+
+
+class Comparison(Binary):
+    """Base of the comparisons: truth values, no gradient."""
+
+    gives: ClassVar[str] = "bool"
+    takes_bool: ClassVar[bool] = True
+
+
+@op("less")
+class Less(Comparison):
+    """``x < y``, axes matched by name.
+
+    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} < {y}"
+
+
+@op("less_equal")
+class LessEqual(Comparison):
+    """``x <= y``, axes matched by name.
+
+    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} <= {y}"
+
+
+@op("greater")
+class Greater(Comparison):
+    """``x > y``, axes matched by name.
+
+    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} > {y}"
+
+
+@op("greater_equal")
+class GreaterEqual(Comparison):
+    """``x >= y``, axes matched by name.
+
+    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} >= {y}"
+
+
+@op("equal")
+class Equal(Comparison):
+    """``x == y``, axes matched by name.
+
+    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} == {y}"
+
+
+@op("not_equal")
+class NotEqual(Comparison):
+    """``x != y``, axes matched by name.
+
+    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} != {y}"
+
+
+# ------------------------------------------------------------------ logic and choice
+
+
+def _need_bool(name: str, operands: list[tuple[str, TensorType]]) -> None:
+    for argument, kind in operands:
+        if kind.dtype != "bool":
+            raise Fault(
+                "operand-kind",
+                f"`{name}` needs truth values, found {kind}",
+                argument,
+                help="compare first: `x > 0`",
+            )
+
+
+class _Logical(Binary):
+    """Base of `LogicalAnd` and `LogicalOr`."""
+
+    gives: ClassVar[str] = "bool"
+    takes_bool: ClassVar[bool] = True
+
+    def type(self) -> TensorType:
+        """Return the broadcast of two truth values."""
+        _need_bool(self.op_name, [("x", tensor(self.x, "x")), ("y", tensor(self.y, "y"))])
+        return super().type()
+
+
+@op("logical_and")
+class LogicalAnd(_Logical):
+    """``x and y`` of truth values, axes matched by name.
+
+    Shape: bool[*a], bool[*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} & {y}"
+
+
+@op("logical_or")
+class LogicalOr(_Logical):
+    """``x or y`` of truth values, axes matched by name.
+
+    Shape: bool[*a], bool[*b] -> bool[* a and b].   Gradient: none.
+    """
+
+    pattern: ClassVar[str] = "{x} | {y}"
+
+
+@op("logical_not")
+class LogicalNot(Elementwise):
+    """``not x`` of truth values.
+
+    Shape: bool[*a] -> bool[*a].   Gradient: none.
+    """
+
+    x: Operand
+    pattern: ClassVar[str] = "~{x}"
+    takes_bool: ClassVar[bool] = True
+
+    def type(self) -> TensorType:
+        """Return the type of the truth values."""
+        _need_bool("not", [("x", tensor(self.x, "x"))])
+        return super().type()
+
+
+@op("where")
+class Where(Elementwise):
+    """``x`` where the condition holds, else ``y``; axes matched by name.
+
+    Shape: bool[*c], [*a], [*b] -> [* a, b and c].   Gradient: to the value that is chosen.
+    """
+
+    condition: Operand
+    x: Operand
+    y: Operand
+    pattern: ClassVar[str] = "torch.where({condition}, {x}, {y})"
+    kernel: ClassVar[str | None] = "tl.where({condition}, {x}, {y})"
+    slopes: ClassVar[Mapping[str, str]] = {
+        "x": "tl.where({condition}, 1.0, 0.0)",
+        "y": "tl.where({condition}, 0.0, 1.0)",
+    }
+    takes_bool: ClassVar[bool] = True
+
+    def type(self) -> TensorType:
+        """Return the broadcast of all three in the dtype of the values."""
+        _need_bool("where", [("condition", tensor(self.condition, "condition"))])
+        dtype = promote(self.x.dtype, self.y.dtype)
+        return broadcast(self.x, self.y, self.condition).with_dtype(dtype)
+
+
+@op("clamp")
+class Clamp(Elementwise):
+    """``x`` limited to ``min .. max``; either bound may be absent.
+
+    Shape: [*a] -> [*a].   Gradient: smooth between the bounds, none outside.
+    """
+
+    x: Operand
+    min: float | None = None
+    max: float | None = None
+    pattern: ClassVar[str] = "{x}.clamp({bounds})"
+    slopes: ClassVar[Mapping[str, str]] = {"x": ""}
+
+    def type(self) -> TensorType:
+        """Return the operand's type; a fractional bound makes floats of integers."""
+        kind = super().type()
+        return kind if self._whole() else kind.with_dtype(promote(kind.dtype, "float"))
+
+    def torch(self, code: Code) -> str:
+        """Return ``clamp`` with the bounds that are given."""
+        show = (lambda v: str(int(v))) if not self.type().is_float else number
+        given = [("min", self.min), ("max", self.max)]
+        bounds = ", ".join(f"{name}={show(v)}" for name, v in given if v is not None)
+        return f"{primary(code.aligned('x'))}.clamp({bounds})" if bounds else code.aligned("x")
+
+    def triton(self, operands: Mapping[str, str]) -> str:
+        """Return the extremes one in the other."""
+        text = operands["x"]
+        if self.min is not None:
+            text = f"tl.maximum({text}, {number(self.min)})"
+        return f"tl.minimum({text}, {number(self.max)})" if self.max is not None else text
+
+    def derivative(self, operands: Mapping[str, str]) -> dict[str, str]:
+        """One inside the bounds, which belong to it."""
+        tests = [("{x} >= " + number(self.min))] if self.min is not None else []
+        tests += [("{x} <= " + number(self.max))] if self.max is not None else []
+        inside = " & ".join(f"({fill(test, x=operands['x'])})" for test in tests)
+        return {"x": f"tl.where({inside}, 1.0, 0.0)" if inside else "1.0"}
+
+    def _whole(self) -> bool:
+        return all(v is None or float(v).is_integer() for v in (self.min, self.max))
+
+
+@op("stop_gradient")
+class StopGradient(Elementwise):
+    """The same value; no gradient passes.
+
+    Shape: [*a] -> [*a].   Gradient: none.
+    """
+
+    x: Operand
+    pattern: ClassVar[str] = "{x}.detach()"
+    kernel: ClassVar[str | None] = "{x}"
+    takes_bool: ClassVar[bool] = True
+    work: ClassVar[int] = 0
+
+
+@op("straight_through")
+class StraightThrough(Elementwise):
+    """The value of ``hard`` with the gradient of ``soft``.
+
+    The value is exactly ``hard``: the finite soft part is subtracted from itself.
+
+    Shape: [*a], [*b] -> [* a and b].   Gradient: straight-through, to ``soft`` only.
+    Source: Bengio, Leonard, Courville 2013, arXiv:1308.3432.
+    """
+
+    hard: Operand
+    soft: Operand
+    pattern: ClassVar[str] = "{hard}.detach() + ({soft} - {soft}.detach())"
+    kernel: ClassVar[str | None] = "{hard}"
+    slopes: ClassVar[Mapping[str, str]] = {"soft": "1.0"}
+
+    def type(self) -> TensorType:
+        """Return the broadcast; ``soft`` must be a float."""
+        if not self.soft.is_float:
+            raise Fault("operand-kind", f"`soft` must carry a gradient, found {self.soft}", "soft")
+        return super().type()
+
+    def cost(self) -> Cost:
+        """Nothing that the emitted code would not fold."""
+        return Cost(Dim(()))

@@ -1,0 +1,474 @@
+"""Choice and look-up along an axis: top-k, sorting, gathering, counting per class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from tokdsl.ops.axes import (
+    BATCH,
+    Reduced,
+    aligned,
+    arrange,
+    dim_text,
+    free_name,
+    is_token,
+    masked_axes,
+    names,
+    need_bool,
+    need_float,
+    need_integer,
+    reduced,
+    token_mask,
+)
+from tokdsl.ops.base import (
+    AxisRef,
+    Code,
+    Companion,
+    Cost,
+    Fault,
+    NewAxis,
+    Op,
+    Operand,
+    broadcast,
+    find_axis,
+    op,
+    tensor,
+)
+from tokdsl.ops.precedence import primary
+from tokdsl.types.tensors import Axis, TensorType
+from tokdsl.types.time import EVERYTHING, Flow, Interval
+
+#: somewhere in the sequence: which position is read depends on the data
+ANYWHERE = Interval(EVERYTHING.lo, EVERYTHING.hi, exact=False)
+
+
+@op("topk")
+class TopK(Op):
+    """The ``k`` largest entries along one axis in falling order, ties to the lowest index.
+
+    Only entries where the condition holds are chosen; if there are fewer than ``k``, the rest of
+    the values is -inf and the rest of the indices -1.
+
+    Shape: [*, over] -> values [*, k], indices i64[*, k].   Gradient: smooth in the values, none
+    through the indices.
+    """
+
+    decision: ClassVar[bool] = True
+
+    x: Operand
+    k: NewAxis
+    over: AxisRef
+    where: Operand | None = None
+    valid: Companion | None = None
+
+    def full(self) -> TensorType:
+        """Return the type that is chosen from: the operand, widened by the condition's axes."""
+        kind = need_float(self.x, "x", "topk")
+        if self.where is None:
+            return kind
+        return broadcast(kind, need_bool(self.where, "where", "topk")).with_dtype(kind.dtype)
+
+    def type(self) -> tuple[TensorType, TensorType]:
+        """Return values and indices, with the new axis in place of the old one."""
+        full = self.full()
+        axis = find_axis(full, self.over, "over")
+        new = free_name(full, self.k, without=(self.over,))
+        count, k = axis.size.number, self.k.size.number
+        if count is not None and k is not None and k > count:
+            raise Fault("size-mismatch", f"cannot choose {k} of {count} along `{self.over}`", "k")
+        axes = tuple(new if a.name == self.over else a for a in full.axes)
+        values = TensorType(axes, full.dtype, full.batched)
+        return values, TensorType(axes, "i64", full.batched, classes=axis.size)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """All positions along the axis are compared; validity reads no token."""
+        return {name: flows for name, flows in super().flows().items() if name != "valid"}
+
+    def gradient(self) -> dict[str, bool]:
+        """Through the values only."""
+        return {name: name == "x" for name, _ in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """A comparison per entry and a little more."""
+        return Cost(self.full().size * 4)
+
+    def wants_valid(self) -> list[Axis]:
+        """Return the token axis if tokens are chosen."""
+        axis = find_axis(self.full(), self.over, "over")
+        return [axis] if axis.clock is not None and not axis.memory else []
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's exact form; ``torch.topk`` leaves ties open."""
+        full = self.full()
+        dim = full.position(self.over) - len(full.axes)
+        arguments = [aligned(code, "x", full), code.size(self.k.size), f"dim={dim}"]
+        over = Reduced((find_axis(full, self.over, "over"),), False)
+        tokens = token_mask(code, full, masked_axes(full, over, self.valid))
+        masks = [aligned(code, "where", full)] if self.where is not None else []
+        masks += [tokens] if tokens is not None else []
+        if masks:
+            joined = ", ".join(masks)
+            mask = masks[0] if len(masks) == 1 else f"{code.use('all_masks')}({joined})"
+            arguments.append(f"mask={mask}")
+        return f"{code.use('topk_stable')}({', '.join(arguments)})"
+
+
+class _Sorting(Op):
+    """Base of `Sort` and `ArgSort`."""
+
+    x: Operand
+    over: AxisRef
+    descending: bool
+
+    def indices(self) -> TensorType:
+        """Return the type of the order."""
+        kind = tensor(self.x, "x")
+        axis = find_axis(kind, self.over, "over")
+        return replace(kind, dtype="i64", classes=axis.size)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Along a token axis every position is read."""
+        return {
+            name: [replace(f, interval=EVERYTHING) if f.source == self.over else f for f in flows]
+            for name, flows in super().flows().items()
+        }
+
+    def cost(self) -> Cost:
+        """A few comparisons per entry."""
+        return Cost(self.x.size * 8)
+
+    def call(self, code: Code) -> str:
+        """Return the stable sort of torch."""
+        options = f"dim={code.dim('x', self.over)}, descending={self.descending}, stable=True"
+        return f"{primary(code['x'])}.sort({options})"
+
+
+@op("sort")
+class Sort(_Sorting):
+    """The entries along an axis in rising order and where they came from; equal ones keep order.
+
+    Shape: [*, over] -> values [*, over], indices i64[*, over].   Gradient: smooth in the values.
+    """
+
+    x: Operand
+    over: AxisRef
+    descending: bool = False
+
+    def type(self) -> tuple[TensorType, TensorType]:
+        """Return values and indices."""
+        return tensor(self.x, "x"), self.indices()
+
+    def torch(self, code: Code) -> str:
+        """Return the stable sort of torch."""
+        return self.call(code)
+
+
+@op("argsort")
+class ArgSort(_Sorting):
+    """Where the entries along an axis are in rising order; equal ones keep their order.
+
+    Shape: [*, over] -> i64[*, over].   Gradient: none.
+    """
+
+    x: Operand
+    over: AxisRef
+    descending: bool = False
+
+    def type(self) -> TensorType:
+        """Return indices."""
+        return self.indices()
+
+    def gradient(self) -> dict[str, bool]:
+        """None through an order."""
+        return {"x": False}
+
+    def torch(self, code: Code) -> str:
+        """Return the indices of the stable sort of torch."""
+        return f"{self.call(code)}.indices"
+
+
+@op("gather")
+class Gather(Op):
+    """The entries of ``x`` along one axis that an index names.
+
+    Axes that both have go together; the index's other axes take the place of ``over``. An index
+    with an axis named ``over`` itself reorders ``x``. Indices must be in range.
+
+    Shape: [*s, over, *r], i64[*s, *own] -> [*s, *own, *r].   Gradient: smooth in ``x``, none
+    through the index.
+    """
+
+    x: Operand
+    index: Operand
+    over: AxisRef
+
+    def own(self) -> list[Axis]:
+        """Return the index's axes that take the place of ``over``."""
+        have = {axis.name for axis in self.x.axes if axis.name != self.over}
+        return [axis for axis in self.index.axes if axis.name not in have]
+
+    def type(self) -> TensorType:
+        """Return the operand's type with ``over`` replaced."""
+        x = tensor(self.x, "x")
+        index = need_integer(self.index, "index", "gather")
+        find_axis(x, self.over, "over")
+        kept = x.with_axes(tuple(a for a in x.axes if a.name != self.over))
+        own = self.own()
+        shared = tuple(a for a in index.axes if a not in own)
+        broadcast(kept, index.with_axes(shared), what="`x` and `index`")
+        at = x.position(self.over)
+        axes = (*x.axes[:at], *own, *x.axes[at + 1 :])
+        return TensorType(axes, x.dtype, x.batched or index.batched, x.classes)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Which position along ``over`` is read depends on the data."""
+        result = {axis.name for axis in self.type().axes}
+        own = [axis.name for axis in self.own() if axis.clock is not None]
+        found: dict[str, list[Flow]] = {"x": [], "index": []}
+        for axis in self.x.axes:
+            if axis.name == self.over and (axis.clock is not None or axis.pack):
+                found["x"] += [Flow(axis.name, name, ANYWHERE) for name in own or [None]]
+            elif axis.clock is not None or axis.pack:
+                found["x"].append(Flow(axis.name, axis.name))
+        found["index"] = [
+            Flow(axis.name, axis.name)
+            for axis in self.index.axes
+            if (axis.clock is not None or axis.pack) and axis.name in result
+        ]
+        return found
+
+    def gradient(self) -> dict[str, bool]:
+        """None through an index."""
+        return {"x": self.x.is_float, "index": False}
+
+    def torch(self, code: Code) -> str:
+        """Return ``gather`` or plain indexing where they fit, else a batched look-up."""
+        x, index = tensor(self.x, "x"), tensor(self.index, "index")
+        have, own = names(x), [axis.name for axis in self.own()]
+        if len(own) == 1 and set(names(index)) - set(own) == set(have) - {self.over}:
+            want = [own[0] if name == self.over else name for name in have]
+            text = arrange(code["index"], names(index), want)
+            return f"{primary(code['x'])}.gather({code.dim('x', self.over)}, {text})"
+        if not x.batched and have[0] == self.over and own == [a.name for a in index.axes]:
+            return f"{primary(code['x'])}[{code['index']}]"
+        shared = [name for name in have if name in names(index) and name != self.over]
+        rest = [name for name in have if name not in shared and name != self.over]
+        mine = [name for name in names(index) if name not in shared]
+        rows = arrange(code["x"], have, [*shared, self.over, *rest])
+        which = arrange(code["index"], names(index), [*shared, *mine])
+        text = f"{code.use('take_rows')}({rows}, {which}, {len(shared)})"
+        return arrange(text, [*shared, *mine, *rest], names(self.type()))
+
+
+@op("lookup")
+class LookUp(Op):
+    """The row of a table for every id; the table is a value, such as a weight or a codebook.
+
+    Shape: table [classes, *r], i64[*] -> [*, *r].   Gradient: smooth in the table, none in ids.
+    """
+
+    table: Operand
+    ids: Operand
+
+    def type(self) -> TensorType:
+        """Return the ids' axes followed by those of a row."""
+        table = tensor(self.table, "table")
+        ids = need_integer(self.ids, "ids", "lookup")
+        if table.batched or not table.axes or is_token(table.axes[0]):
+            raise Fault(
+                "operand-shape",
+                f"`table` must be a table of rows without batch or tokens, found {table}",
+                "table",
+                help="`gather` looks up along any axis",
+            )
+        self._check_classes(table, ids)
+        for axis in table.axes[1:]:
+            free_name(ids, NewAxis(axis.name, axis.size))
+        return TensorType((*ids.axes, *table.axes[1:]), table.dtype, ids.batched)
+
+    def _check_classes(self, table: TensorType, ids: TensorType) -> None:
+        rows = table.axes[0].size.number
+        classes = ids.classes.number if ids.classes is not None else None
+        if rows is not None and classes is not None and rows < classes:
+            raise Fault(
+                "size-mismatch", f"the table has {rows} rows for ids of {classes} classes", "table"
+            )
+
+    def gradient(self) -> dict[str, bool]:
+        """None through ids."""
+        return {"table": self.table.is_float, "ids": False}
+
+    def torch(self, code: Code) -> str:
+        """Return an embedding of the ids, or indexing for other tables than matrices."""
+        if len(self.table.axes) == 2 and self.table.is_float:
+            return f"F.embedding({code['ids']}, {code['table']})"
+        return f"{primary(code['table'])}[{code['ids']}]"
+
+
+@op("one_hot")
+class OneHot(Op):
+    """1 at the index along a new axis, else 0; an index out of range gives zeros.
+
+    Shape: i64[*] -> i64[*, axis].   Gradient: none.
+    """
+
+    index: Operand
+    axis: NewAxis
+
+    def type(self) -> TensorType:
+        """Return the index's type with the new axis last."""
+        index = need_integer(self.index, "index", "one_hot")
+        new = free_name(index, self.axis)
+        return TensorType((*index.axes, new), "i64", index.batched)
+
+    def gradient(self) -> dict[str, bool]:
+        """None through an index."""
+        return {"index": False}
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's form, which takes indices out of range."""
+        return f"{code.use('one_hot')}({code['index']}, {code.size(self.axis.size)})"
+
+
+@op("histogram")
+class Histogram(Op):
+    """How often each class occurs; negative indices and padding do not count.
+
+    Without ``over`` everything is counted together, the batch included.
+
+    Shape: i64[*, over] -> i64[*, axis].   Gradient: none.
+    """
+
+    index: Operand
+    axis: NewAxis
+    over: tuple[AxisRef, ...] | None = None
+    valid: Companion | None = None
+
+    def reduction(self) -> Reduced:
+        """Return the axes that are counted together."""
+        return reduced(need_integer(self.index, "index", "histogram"), self.over)
+
+    def type(self) -> TensorType:
+        """Return the kept axes with the classes last."""
+        index, over = tensor(self.index, "index"), self.reduction()
+        kept = TensorType(over.kept(index), "i64", index.batched and not over.batch)
+        return kept.with_axes((*kept.axes, free_name(kept, self.axis)))
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Counts read every position that they count."""
+        return {name: flows for name, flows in super().flows().items() if name != "valid"}
+
+    def gradient(self) -> dict[str, bool]:
+        """None through counts."""
+        return {name: False for name, _ in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """One addition per index."""
+        return Cost(self.index.size)
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's counting form."""
+        index, over = tensor(self.index, "index"), self.reduction()
+        mask = token_mask(code, index, masked_axes(index, over, self.valid))
+        dims = f"dim={dim_text(over.positions(index))}"
+        classes = code.size(self.axis.size)
+        extra = f", mask={mask}" if mask else ""
+        return f"{code.use('histogram')}({code['index']}, {classes}, {dims}{extra})"
+
+
+@op("scatter_add")
+class ScatterAdd(Op):
+    """The sum of the entries of ``x`` per class; an index out of range counts nowhere.
+
+    ``over`` names axes of the index whose entries are summed, by default all that it has and,
+    if it is given as such, ``batch``. The new axis comes first after the axes that stay.
+
+    Shape: [*s, over, *r], i64[*s, over] -> [*s, axis, *r].   Gradient: smooth in ``x``, none
+    through the index.
+    """
+
+    x: Operand
+    index: Operand
+    axis: NewAxis
+    over: tuple[AxisRef, ...] | None = None
+    valid: Companion | None = None
+
+    def summed(self) -> Reduced:
+        """Return the axes whose entries are summed."""
+        index = need_integer(self.index, "index", "scatter_add")
+        return Reduced(index.axes, False) if self.over is None else reduced(index, self.over)
+
+    def type(self) -> TensorType:
+        """Return shared axes, the classes, and the rest."""
+        x, index, over = tensor(self.x, "x"), tensor(self.index, "index"), self.summed()
+        wide = broadcast(x, index, what="`x` and `index`")
+        if len(wide.axes) != len(x.axes) or x.batched != index.batched:
+            raise Fault("operand-shape", f"`index` {index} has axes that `x` {x} has not", "index")
+        shared = [a for a in index.axes if a.name not in over.names]
+        rest = [a for a in x.axes if index.axis(a.name) is None]
+        kept = TensorType((*shared, *rest), x.dtype, x.batched and not over.batch)
+        new = free_name(kept, self.axis)
+        return kept.with_axes((*shared, new, *rest))
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Sums read every position that they sum."""
+        return {name: flows for name, flows in super().flows().items() if name != "valid"}
+
+    def gradient(self) -> dict[str, bool]:
+        """None through an index."""
+        return {name: name == "x" and self.x.is_float for name, _ in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """A product with the one-hot index."""
+        return Cost(self.x.size * self.axis.size * 2)
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's form; padding goes to no class."""
+        x, index, over = tensor(self.x, "x"), tensor(self.index, "index"), self.summed()
+        gone = [*([BATCH] if over.batch and x.batched else []), *over.names_in(index)]
+        shared = [name for name in names(index) if name not in gone]
+        rest = [name for name in names(x) if name not in names(index)]
+        which = code["index"]
+        mask = token_mask(code, index, masked_axes(index, over, self.valid))
+        if mask:
+            which = f"{code.use('fill_masked')}({which}, {mask}, -1)"
+        which = arrange(which, names(index), [*shared, *gone])
+        rows = arrange(code["x"], names(x), [*shared, *gone, *rest])
+        classes = code.size(self.axis.size)
+        return f"{code.use('scatter_sum')}({rows}, {which}, {classes}, {len(shared)})"
+
+
+@op("bucketize")
+class Bucketize(Op):
+    """How many of the rising ``boundaries`` are below each entry.
+
+    Args:
+        right: count boundaries that are equal too.
+
+    Shape: [*], [boundaries] -> i64[*].   Gradient: none.
+    """
+
+    x: Operand
+    boundaries: Operand
+    right: bool = False
+
+    def type(self) -> TensorType:
+        """Return indices from 0 to the number of boundaries."""
+        x, boundaries = tensor(self.x, "x"), tensor(self.boundaries, "boundaries")
+        if len(boundaries.axes) != 1 or boundaries.batched:
+            raise Fault(
+                "operand-shape",
+                f"`boundaries` must have one axis and no batch, found {boundaries}",
+                "boundaries",
+            )
+        return replace(x, dtype="i64", classes=boundaries.axes[0].size + 1)
+
+    def gradient(self) -> dict[str, bool]:
+        """None through a comparison."""
+        return {"x": False, "boundaries": False}
+
+    def torch(self, code: Code) -> str:
+        """Return torch's own form."""
+        right = ", right=True" if self.right else ""
+        return f"torch.bucketize({code['x']}, {code['boundaries']}{right})"

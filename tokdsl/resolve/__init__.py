@@ -1,0 +1,1 @@
+"""Names: files, `use`, the standard library, and what every name is bound to."""

@@ -1,0 +1,147 @@
+"""What the checker needs to know of a tokenizer: how many rows an embedding must have.
+
+Neither torch nor the tokenizers library is imported; a ``tokenizer.json`` is read as plain JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: The values that one byte can have.
+BYTES = 256
+
+
+class TokenizerFileError(ValueError):
+    """A tokenizer file is missing or is not what it should be; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The numbers of a tokenizer.
+
+    Args:
+        size: the highest token number plus one, so many rows an embedding needs.
+        entries: how many different tokens there are; less than ``size`` where numbers have gaps.
+        specials: special tokens by their text.
+        kind: the model of the tokenizer, such as ``BPE``, ``Unigram``, ``bytes``.
+    """
+
+    size: int
+    entries: int
+    specials: Mapping[str, int]
+    kind: str
+
+
+def bytes_vocabulary(specials: Iterable[str] = ()) -> Vocabulary:
+    """Return the vocabulary of the bytes tokenizer; special tokens follow from 256."""
+    return _with_specials(BYTES, specials, "bytes")
+
+
+def character_vocabulary(alphabet: str, specials: Iterable[str] = ()) -> Vocabulary:
+    """Return the vocabulary of the characters of an alphabet; special tokens follow them.
+
+    Raises:
+        TokenizerFileError: a character occurs twice.
+    """
+    twice = sorted(character for character, n in Counter(alphabet).items() if n > 1)
+    if twice:
+        raise TokenizerFileError(f"twice in the alphabet: {', '.join(map(repr, twice))}")
+    return _with_specials(len(alphabet), specials, "characters")
+
+
+def vocabulary_size(source: str | Path | Mapping[str, Any]) -> int:
+    """Return how many rows an embedding needs for a ``tokenizer.json``.
+
+    Args:
+        source: the path of the file or of its folder, or the parsed content.
+
+    Raises:
+        TokenizerFileError: the file cannot be read or is not a tokenizer.
+    """
+    content = source if isinstance(source, Mapping) else read_tokenizer_file(Path(source))
+    return vocabulary(content).size
+
+
+def read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Return the parsed content of a ``tokenizer.json``.
+
+    Raises:
+        TokenizerFileError: the file cannot be read, is not JSON, or is not an object.
+    """
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise TokenizerFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise TokenizerFileError(f"{path} is not a JSON file") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        raise TokenizerFileError(f"{path} is not JSON: {error.msg} at {place}") from error
+    if not isinstance(content, dict):
+        raise TokenizerFileError(f"{path} is not a tokenizer: it holds no JSON object")
+    return content
+
+
+def vocabulary(content: Mapping[str, Any]) -> Vocabulary:
+    """Return the vocabulary of the parsed content of a ``tokenizer.json``.
+
+    Both the form of the tokenizers library and the short form of byte and character tokenizers
+    are understood.
+
+    Raises:
+        TokenizerFileError: the content is not a tokenizer.
+    """
+    match content:
+        case {"kind": "bytes", "specials": [*specials]}:
+            return bytes_vocabulary(map(str, specials))
+        case {"kind": "characters", "alphabet": str(alphabet), "specials": [*specials]}:
+            return character_vocabulary(alphabet, map(str, specials))
+        case {"model": {"vocab": vocab, **model}}:
+            kind = str(model.get("type") or _model_kind(vocab))
+            return _library_vocabulary(kind, vocab, content.get("added_tokens") or [])
+    raise TokenizerFileError("not a tokenizer: there is neither `kind` nor `model.vocab`")
+
+
+def _library_vocabulary(kind: str, vocab: object, added: object) -> Vocabulary:
+    numbers = _model_numbers(vocab)
+    specials: dict[str, int] = {}
+    for token in added if isinstance(added, list) else [added]:
+        match token:
+            case {"id": int(number), "content": str(text), **rest} if number >= 0:
+                numbers.add(number)
+                if rest.get("special"):
+                    specials[text] = number
+            case _:
+                raise TokenizerFileError(f"an added token has no `id` or `content`: {token!r:.60}")
+    return Vocabulary(max(numbers, default=-1) + 1, len(numbers), specials, kind)
+
+
+def _model_numbers(vocab: object) -> set[int]:
+    """Return the token numbers of the model; pieces of a list are numbered by their place."""
+    if isinstance(vocab, list):
+        return set(range(len(vocab)))
+    if not isinstance(vocab, dict):
+        raise TokenizerFileError("`model.vocab` is neither an object nor a list")
+    numbers = set(vocab.values())
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise TokenizerFileError("a token in `model.vocab` has no whole number")
+    return numbers
+
+
+def _model_kind(vocab: object) -> str:
+    return "Unigram" if isinstance(vocab, list) else "BPE"
+
+
+def _with_specials(base: int, specials: Iterable[str], kind: str) -> Vocabulary:
+    names = tuple(specials)
+    if len(set(names)) < len(names):
+        raise TokenizerFileError(f"a special token is listed twice: {', '.join(names)}")
+    numbers = {name: base + index for index, name in enumerate(names)}
+    return Vocabulary(base + len(names), base + len(names), numbers, kind)

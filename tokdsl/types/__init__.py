@@ -1,0 +1,1 @@
+"""Sizes, axes, clocks and the types of values."""

@@ -1,0 +1,79 @@
+"""Which positions of an operand a result may read: the algebra of the time analysis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INFINITY = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Offsets ``lo .. hi`` in tokens relative to the position of the result.
+
+    ``exact`` says that every offset in the interval is really read; otherwise the interval is
+    only an upper bound (some condition could not be decided).
+    """
+
+    lo: float
+    hi: float
+    exact: bool = True
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(self.lo + other.lo, self.hi + other.hi, self.exact and other.exact)
+
+    def union(self, other: Interval) -> Interval:
+        """Return the smallest interval that holds both."""
+        return Interval(
+            min(self.lo, other.lo), max(self.hi, other.hi), self.exact and other.exact
+        )
+
+    def times(self, count: float) -> Interval:
+        """Return the interval of ``count`` applications one after the other."""
+        if count == 0:
+            return POINTWISE
+        scale = lambda end: end * count if end else 0.0  # noqa: E731  (0 * inf is not a number)
+        return Interval(scale(self.lo), scale(self.hi), self.exact)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether nothing later than the result's own position is read."""
+        return self.hi <= 0
+
+    def __str__(self) -> str:
+        if self == POINTWISE:
+            return "own token"
+        if self.lo == -INFINITY and self.hi == INFINITY:
+            return "everything"
+        if self.lo == -INFINITY:
+            return "past" if self.hi == 0 else f"past up to {self.hi:+g}"
+        if self.hi == INFINITY:
+            return f"from {self.lo:+g} on"
+        return f"window {self.lo:+g}..{self.hi:+g}"
+
+
+POINTWISE = Interval(0, 0)
+PAST = Interval(-INFINITY, 0)
+EVERYTHING = Interval(-INFINITY, INFINITY)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How positions along an operand's token axis reach positions along a result's token axis.
+
+    Args:
+        source: the operand's token axis, by name.
+        target: the result's token axis, by name; None when the axis is gone (a reduction), so
+            that the result depends on every position that the interval allows.
+        interval: offsets read, in ticks of the operand's clock.
+        factor: for a change of clock: operand ticks per result tick (reduce) or its inverse
+            given as a negative number (expand by ``-factor``).
+        reads: for a reduction to a coarser clock, what part of the segment a token is made of:
+            ``"whole"`` or ``"first"``.
+    """
+
+    source: str
+    target: str | None
+    interval: Interval = POINTWISE
+    factor: int = 1
+    reads: str = "whole"
