@@ -33,7 +33,7 @@ def diagnostics() -> Iterator[str]:
             yield f"{found.explanation}\n"
         for heading, blocks in (("Wrong:", found.wrong), ("Right:", found.right)):
             for block in blocks:
-                yield f"{heading}\n\n```tok\n{block}```\n"
+                yield f"{heading}\n\n```{found.language}\n{block}```\n"
 
 
 def commands() -> Iterator[str]:

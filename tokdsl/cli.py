@@ -24,6 +24,7 @@ from tokdsl.training.settings import Precision, TrainSettings
 #: columns of text that does not go to a terminal
 PIPE_WIDTH = 100
 INTERNAL_ERROR = 70
+INTERRUPTED = 130
 
 
 class App(typer.Typer):
@@ -37,7 +38,14 @@ class App(typer.Typer):
             if reconfigure := getattr(stream, "reconfigure", None):
                 reconfigure(errors="backslashreplace")
         try:
+            if "args" not in kwargs and not args:
+                _check_plain_paths(sys.argv[1:])
             return super().__call__(*args, **kwargs)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # nobody reads any more, as after `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except Exception as error:
             if self.verbose:
                 import traceback
@@ -45,6 +53,23 @@ class App(typer.Typer):
                 traceback.print_exc()
             print(_apology(error, self.verbose), file=sys.stderr)
             sys.exit(INTERNAL_ERROR)
+
+
+def _check_plain_paths(arguments: list[str]) -> None:
+    """Run ``check PATH...`` at once when there are no options, and end.
+
+    typer reads a command line by means of pydantic, whose import takes a quarter of the time of
+    such a run; whatever is not this plain case is left to it.
+    """
+    verb, *paths = arguments or [""]
+    if verb != "check" or not paths or any(path.startswith("-") for path in paths):
+        return
+    try:
+        check([Path(path) for path in paths])
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.BadParameter:
+        return  # typer says it with the usage
 
 
 def _apology(error: Exception, verbose: bool) -> str:
@@ -452,7 +477,10 @@ def _package(model: Path, out: Path, sets: list[str] | None) -> Path:
 
     built = driver.build(model, out, _assignments(sets))
     _stop_on_errors(built.report, Format.TEXT)
-    return built.directory
+    directory: Path | None = built.directory
+    if directory is None:
+        raise typer.Exit(1)
+    return directory
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -36,6 +36,7 @@ def check_source(
 ) -> Checked:
     """Check one source text: names, every definition for all sizes, every model with numbers."""
     from tokdsl.checks import run_checks
+    from tokdsl.diagnostics.suppress import apply_suppressions
     from tokdsl.graph.elaborate import check_definitions, elaborate
 
     report = Report()
@@ -55,6 +56,7 @@ def check_source(
     if not report.has_errors:
         check_unused_definitions(scope, modules, report)
         library.report_unused_imports(scope)
+    checked.report = apply_suppressions(source, report)
     return checked
 
 
@@ -67,7 +69,6 @@ def check_text(
 
 def check_file(path: Path, overrides: Mapping[str, str] | None = None) -> Checked:
     """Check a file; ``overrides`` are parameter settings as text (``d=512``)."""
-    from tokdsl.diagnostics.suppress import apply_suppressions
     from tokdsl.syntax.reading import read_source
 
     source, findings = read_source(path)
@@ -76,9 +77,7 @@ def check_file(path: Path, overrides: Mapping[str, str] | None = None) -> Checke
         report.extend(findings)
         return Checked(report)
     values = {name: parse_value(text) for name, text in (overrides or {}).items()}
-    checked = check_source(source, path.parent, values)
-    checked.report = apply_suppressions(source, checked.report)
-    return checked
+    return check_source(source, path.parent, values)
 
 
 def parse_value(text: str) -> object:
@@ -98,3 +97,48 @@ def parse_value(text: str) -> object:
         return float(text)
     except ValueError:
         return text.strip("\"'")
+
+
+@dataclass
+class Built:
+    """The outcome of a build: findings, and where the package is (None if there is none)."""
+
+    report: Report
+    directory: Path | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def emit_program(checked: Checked, program: Program, source_name: str) -> dict[str, str]:
+    """Return the files of the package of one checked model."""
+    from tokdsl.emit.package import emit
+    from tokdsl.lower.build import lower
+
+    facts = checked.facts[program.name]
+    plan = lower(program, facts, digest(checked))
+    return emit(plan, facts, source_name)
+
+
+def digest(checked: Checked) -> str:
+    """Return a short hash of all sources that the model was made of."""
+    import hashlib
+
+    whole = hashlib.sha256()
+    for name in sorted(checked.sources):
+        whole.update(checked.sources[name].text.encode("utf-8", "surrogatepass"))
+    return whole.hexdigest()[:12]
+
+
+def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> Built:
+    """Check a file and write its model's package to ``out``/<model>, whole or not at all."""
+    from tokdsl.files import replaced_directory
+
+    checked = check_file(path, overrides)
+    if checked.report.has_errors or not checked.programs:
+        return Built(checked.report)
+    program = checked.programs[0]
+    files = emit_program(checked, program, path.name)
+    target = out / program.name
+    with replaced_directory(target) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, "utf-8")
+    return Built(checked.report, target, files)

@@ -54,6 +54,18 @@ def character_vocabulary(alphabet: str, specials: Iterable[str] = ()) -> Vocabul
     return _with_specials(len(alphabet), specials, "characters")
 
 
+def byte_pair_vocabulary(size: int, specials: Iterable[str] = ()) -> Vocabulary:
+    """Return the vocabulary of byte-level BPE that is to be learned; special tokens come first.
+
+    Raises:
+        TokenizerFileError: the size does not even hold every byte.
+    """
+    names = tuple(specials)
+    if size < BYTES + len(names):
+        raise TokenizerFileError(f"byte-level BPE has at least {BYTES + len(names)} tokens")
+    return Vocabulary(size, size, {name: index for index, name in enumerate(names)}, "byte_bpe")
+
+
 def vocabulary_size(source: str | Path | Mapping[str, Any]) -> int:
     """Return how many rows an embedding needs for a ``tokenizer.json``.
 
@@ -93,7 +105,7 @@ def vocabulary(content: Mapping[str, Any]) -> Vocabulary:
     """Return the vocabulary of the parsed content of a ``tokenizer.json``.
 
     Both the form of the tokenizers library and the short form of byte and character tokenizers
-    are understood.
+    are understood, and the description of byte pairs that are still to be learned.
 
     Raises:
         TokenizerFileError: the content is not a tokenizer.
@@ -103,6 +115,8 @@ def vocabulary(content: Mapping[str, Any]) -> Vocabulary:
             return bytes_vocabulary(map(str, specials))
         case {"kind": "characters", "alphabet": str(alphabet), "specials": [*specials]}:
             return character_vocabulary(alphabet, map(str, specials))
+        case {"kind": "byte_bpe", "vocab": int(size), "specials": [*specials]}:
+            return byte_pair_vocabulary(size, map(str, specials))
         case {"model": {"vocab": vocab, **model}}:
             kind = str(model.get("type") or _model_kind(vocab))
             return _library_vocabulary(kind, vocab, content.get("added_tokens") or [])

@@ -22,6 +22,7 @@ from tests.fixtures.packages import tiny_package
 from tokdsl.commands.compressors import order0_bits
 from tokdsl.commands.generate import Sampling, generate
 from tokdsl.commands.train import TrainingError, TrainResult, TrainSettings, train
+from tokdsl.tokenizers import vocabulary_size
 from tokdsl.training import checkpoint, corpus, loop
 from tokdsl.training.evaluation import bits_per_byte, held_out
 from tokdsl.training.metrics import read_rows
@@ -207,6 +208,8 @@ def test_two_ranks_train_as_one(place: Place) -> None:
     for a, b in zip(read_rows(one.metrics), read_rows(paths[2] / "metrics.csv"), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
         assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-3)
+    result = json.loads((paths[2] / "result.json").read_text("utf-8"))
+    assert result["bits_per_byte"] == pytest.approx(one.bits_per_byte, rel=1e-4)
 
 
 def test_the_learning_rate_rises_and_falls_along_a_cosine() -> None:
@@ -296,6 +299,24 @@ def test_any_tokenizer_is_measured_in_bytes_of_text(tmp_path: Path) -> None:
     both = [*map(int, found.training), *map(int, found.held_out)]
     assert package.tokenizer.decode(both) == TEXT
     assert package.tokenizer.byte_length(map(int, found.held_out)) == found.held_out_bytes
+
+
+def test_described_byte_pairs_are_learned_from_the_training_part(tmp_path: Path) -> None:
+    file = '{"kind": "byte_bpe", "vocab": 259, "specials": ["eos"]}'
+    assert vocabulary_size(json.loads(file)) == 259
+    package = tiny_package(tmp_path, "library", file)
+    (tmp_path / "text.txt").write_text("ab" * 2000 + "xy" * 1000, "utf-8")
+    settings = replace(SETTINGS, steps=2, held_out=1 / 3)
+    result = train(package, tmp_path / "text.txt", tmp_path / "run", settings, is_silent=True)
+    learned = load_package(package).tokenizer
+    assert learned.vocab_size == vocabulary_size(package) == 259
+    assert learned.encode("ababx") == learned.encode("abab") + learned.encode("x")
+    assert len(learned.encode("abab" * 2)) == 2
+    # the held-out part was not read: its pairs are not known
+    assert len(learned.encode("xyxy")) == 4
+    # about nine bits for each of its bytes, and the end of the text
+    assert result.held_out_bytes == 2000
+    assert result.bits_per_byte == pytest.approx(9, abs=1.5)
 
 
 def test_a_text_is_never_split_inside_a_character(place: Place) -> None:

@@ -17,6 +17,7 @@ from tests.unit.diagnostics.samples import Dull, at, clash
 from tokdsl.cli import app
 from tokdsl.diagnostics import Diagnostic, Report
 
+ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -200,9 +201,43 @@ def test_new(tmp_path: Path, capsys: Capture) -> None:
     assert path.read_text() == "mine"
 
 
+def test_the_starter_has_no_findings() -> None:
+    from tokdsl.commands.new import starter
+    from tokdsl.driver import check_text
+
+    assert [d.message() for d in check_text(starter("first"))] == []
+
+
 def test_version(capsys: Capture) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"tokdsl {tokdsl.__version__}\n"
+
+
+@pytest.mark.parametrize("line", ["a.tok", "--format text a.tok", "-h", "", "tests/unit"])
+def test_check_without_options_takes_a_short_cut_to_the_same_end(
+    driver: types.SimpleNamespace, capsys: Capture, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    driver.found = [clash()]
+    arguments = ["check", *line.split()]
+    by_typer = run(*arguments), capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["tokdsl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        app(prog_name="tokdsl")
+    assert (int(stopped.value.code or 0), capsys.readouterr()) == by_typer
+
+
+def test_plain_check_does_not_import_pydantic() -> None:
+    code = (
+        "import sys; sys.argv = ['tokdsl', 'check', 'tests/language/accept/gated_mixture.tok']\n"
+        "from tokdsl.cli import app\n"
+        "try: app()\n"
+        "except SystemExit as stop: print(stop.code)\n"
+        "print(sorted({'torch', 'pydantic', 'rich', 'jinja2'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines()[-2:] == ["0", "[]"]
 
 
 @pytest.mark.parametrize(
@@ -221,5 +256,7 @@ def test_starting_imports_little() -> None:
         "slow = {'torch', 'triton', 'rich', 'jinja2', 'networkx', 'pydantic', 'lark', 'numpy'};"
         "print(sorted(slow & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert shown.stdout == "[]\n"

@@ -61,6 +61,8 @@ def generate(
     try:
         from tokdsl.training.sampling import continue_text
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("tokdsl"):
+            raise
         raise TrainingError(f"generating needs {error.name}: pip install tokdsl") from error
     from tokdsl.training.package import load_package
 

@@ -37,7 +37,7 @@ def train(
     try:
         from tokdsl.training.loop import run
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("tokdsl"):
+            raise
         raise TrainingError(f"training needs {error.name}: pip install 'tokdsl[train]'") from error
-    from tokdsl.training.package import load_package
-
-    return run(load_package(model), data, out, chosen, is_resumed=is_resumed, is_silent=is_silent)
+    return run(model, data, out, chosen, is_resumed=is_resumed, is_silent=is_silent)

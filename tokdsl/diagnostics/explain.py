@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 
 from tokdsl.diagnostics.base import REGISTRY, Diagnostic, Severity, did_you_mean
 
-_FENCE = re.compile(r"^```tok (error|ok)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(tok|yaml|sh) (error|ok)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DECLARATION = re.compile(r"\bcode=\"TOK\d+\"")
 
 
@@ -29,6 +29,8 @@ class Page:
         explanation: the prose between the title and the examples.
         wrong: the texts of the ``tok error`` blocks; a well-formed page has one.
         right: the texts of the ``tok ok`` blocks; a well-formed page has one.
+        language: ``tok``, ``yaml`` for findings about the YAML form, or ``sh`` for findings about
+            files or settings and not about a text; the blocks are then command lines.
     """
 
     code: str
@@ -38,6 +40,7 @@ class Page:
     explanation: str
     wrong: tuple[str, ...]
     right: tuple[str, ...]
+    language: str
 
 
 def page(cls: type[Diagnostic]) -> Page:
@@ -50,8 +53,9 @@ def page(cls: type[Diagnostic]) -> Page:
         severity=cls.severity,
         title=title.rstrip("."),
         explanation=re.sub(r"\n{3,}", "\n\n", _FENCE.sub("", body + "\n")).strip(),
-        wrong=tuple(text for kind, text in blocks if kind == "error"),
-        right=tuple(text for kind, text in blocks if kind == "ok"),
+        wrong=tuple(text for _, kind, text in blocks if kind == "error"),
+        right=tuple(text for _, kind, text in blocks if kind == "ok"),
+        language=blocks[0][0] if blocks else "tok",
     )
 
 

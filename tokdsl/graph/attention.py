@@ -10,7 +10,7 @@ from tokdsl.graph.masks import LambdaClosure
 from tokdsl.graph.predicates import PredicateReader
 from tokdsl.graph.program import Module, Value
 from tokdsl.graph.statics import AbstractClosure, Closure, type_name
-from tokdsl.ops.ambient import Position
+from tokdsl.ops.ambient import Position, Valid
 from tokdsl.ops.attend import Attend, AttentionMix, AttentionScores, Cache, Visible, token_axis
 from tokdsl.ops.base import Fault
 from tokdsl.resolve.modules import DefinitionRef
@@ -59,15 +59,16 @@ class AttentionBuilder:
         if same:
             self._cache(window)
         key = token_axis(self.inputs["k"].type, "k")
-        mask = self._mask(query, key, interval)
-        if self.score is not None:
+        decomposed = self.score is not None or "sinks" in self.inputs
+        structured = _is_structured(interval) and not decomposed
+        mask = self._mask(query, key, structured)
+        if decomposed:
             return self._decomposed(query, key, mask, interval)
-        causal = interval == Interval(-INFINITY, 0)
         inputs = {"q": self.inputs["q"], "k": self.inputs["k"], "v": self.inputs["v"]}
         inputs["mask"] = mask
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
-        return self._apply(Attend, inputs, interval=interval, causal=causal, **self.values)
+        return self._apply(Attend, inputs, interval=interval, structured=structured, **self.values)
 
     def _apply(self, cls: type[Attend], inputs: dict[str, Value], **statics: object) -> Value:
         op = cls(**{name: v.type for name, v in inputs.items()}, **statics)  # type: ignore[arg-type]
@@ -85,36 +86,24 @@ class AttentionBuilder:
             return Interval(-INFINITY, INFINITY, exact=False)
         return PredicateReader(query.name, "S").interval(value)
 
-    def _mask(self, query: Axis, key: Axis, interval: Interval) -> Value:
+    def _mask(self, query: Axis, key: Axis, structured: bool) -> Value:
+        """Return what hides keys: padding, and a condition that `attend` cannot state itself."""
         builder, frame, span = self.builder, self.frame, self.node.span
         inputs: dict[str, Value] = {}
-        kind = "full"
-        if self.mask is not None and interval != EVERYTHING:
-            kind = "general"
-            if interval == Interval(-INFINITY, 0):
-                kind = "causal"
-                inputs["position"] = self._position(query)
-                inputs["key_position"] = self._position(key)
-            else:
-                predicate = self._condition(frame, self.mask, query, key)
-                if predicate is None:
-                    raise Poison
-                inputs["predicate"] = predicate
-        from tokdsl.ops.ambient import Valid
-
+        if self.mask is not None and not structured:
+            predicate = self._condition(frame, self.mask, query, key)
+            if predicate is None:
+                raise Poison
+            inputs["predicate"] = predicate
         inputs["key_valid"] = builder.apply(frame, Valid(axis=key), {}, span)[0]
         op = Visible(
             **{name: v.type for name, v in inputs.items()},  # type: ignore[arg-type]
-            kind=kind,
             query=query,
             key=key,
         )
         mask = builder.apply(frame, op, inputs, span)[0]
         mask.name = "mask"
         return mask
-
-    def _position(self, axis: Axis) -> Value:
-        return self.builder.apply(self.frame, Position(axis=axis), {}, self.node.span)[0]
 
     def _condition(
         self, frame: Frame, condition: object, query: Axis, key: Axis
@@ -226,9 +215,10 @@ class AttentionBuilder:
             builder.apply(frame, Position(axis=axis), {}, self.node.span)[0]
             for axis in (query, key)
         ]
-        wanted = self._score_arguments()
-        given = [value, *positions][:wanted]
-        result = self._evaluate_score(given, [query, key])
+        result = value
+        if self.score is not None:
+            given = [value, *positions][: self._score_arguments()]
+            result = self._evaluate_score(given, [query, key])
         inputs = {"scores": result, "v": self.inputs["v"], "mask": mask}
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
@@ -272,6 +262,11 @@ class AttentionBuilder:
                 self.frame, "argument-type", self.node.span, "`score` must give a tensor of scores"
             )
         return result
+
+
+def _is_structured(interval: Interval) -> bool:
+    """Whether a condition is nothing, exactly causal, or exactly a causal window."""
+    return interval.exact and (interval == EVERYTHING or interval.hi == 0)
 
 
 def scratch_frame(frame: Frame) -> Frame:

@@ -107,6 +107,8 @@ class Builder:
         """Append a node and claim its outputs."""
         for i, value in enumerate(node.outputs):
             value.node, value.index, value.owner = node, i, frame.module
+            if isinstance(node, OpNode):
+                value.python = node.op.annotation()
         frame.module.nodes.append(node)
 
     def apply(
@@ -224,6 +226,15 @@ class Builder:
                 op = Valid(axis=axis)
                 return self.apply(frame, op, {}, value.span)[0]
         return None
+
+    def per_row(self, frame: Frame, value: Value) -> Value:
+        """Return a stacked parameter as one entry per dispatched row."""
+        from tokdsl.ops.route import PerRow
+
+        if frame.stack is None or frame.groups is None or frame.rows is None:
+            return value
+        op = PerRow(x=value.type, groups=frame.groups.type, rows=frame.rows)  # type: ignore[arg-type]
+        return self.apply(frame, op, {"x": value, "groups": frame.groups}, value.span)[0]
 
     def constant(self, frame: Frame, number: object, span: Span) -> Value:
         """Return a literal number as an operand."""

@@ -453,6 +453,8 @@ class Calls(Expressions):
             attribute = self._attribute_for(frame, closure, cls.op_name, node)
         results = self.apply(frame, op, ordered, node.span, node, attribute)
         self.note_companions(frame, results)
+        if frame.stack is not None and op.op_name in ("weight", "buffer"):
+            return self.per_row(frame, results[0])
         return results[0] if len(results) == 1 or op.op_name == "dispatch" else results
 
     def note_companions(self, frame: Frame, results: tuple[Value, ...]) -> None:

@@ -190,6 +190,7 @@ class Definitions(Calls):
         definition = target.definition
         module = Module(definition.name, definition.kind, definition.name_span)
         module.stack = frame.stack
+        module.doc = definition.doc
         module.statics = dict(values)
         inner = Frame(
             module,
@@ -229,6 +230,8 @@ class Definitions(Calls):
         groups = Value(kind, span, "groups", owner=inner.module)
         inner.module.inputs.append(groups)
         inner.groups = groups
+        axes = [a for v in inner.module.inputs for a in v.type.axes if a.group is not None]
+        inner.rows = axes[0] if axes else None
 
     def _bind_statics(self, inner: Frame, values: dict[str, object], matched: Matched) -> None:
         for name, size in matched.sizes.items():

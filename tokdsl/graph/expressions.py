@@ -265,6 +265,8 @@ class Expressions(Builder):
     def _at_index(self, frame: Frame, value: Value, index: tree.Expression) -> Value:
         from tokdsl.ops.ambient import Rename
 
+        if isinstance(index, tree.Missing):
+            raise Poison
         name = index.id if isinstance(index, tree.Name) else ""
         axis = frame.indices.get(name)
         if axis is None:

@@ -43,6 +43,7 @@ class Frame:
     parent: Frame | None = None
     stack: Axis | None = None
     groups: Value | None = None
+    rows: Axis | None = None
     trace: tuple[Label, ...] = ()
     active: tuple[DefinitionRef, ...] = ()
     indices: dict[str, Axis] = field(default_factory=dict)

@@ -30,6 +30,7 @@ class Value:
         node: its producer, or None for an input of the module.
         index: which result of the producer.
         owner: the module whose body it belongs to.
+        python: the annotation of the value in emitted code.
     """
 
     type: ValueType
@@ -38,6 +39,7 @@ class Value:
     node: Node | None = None
     index: int = 0
     owner: Module | None = None
+    python: str = "Tensor"
 
     def __repr__(self) -> str:
         return f"{self.name or '_'}: {self.type}"
@@ -106,6 +108,7 @@ class Module:
         results: what a call returns.
         stack: the experts axis over which all parameters are stacked, or None.
         statics: the static arguments, for summaries and names.
+        doc: the definition's comment.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Module:
     stack: Axis | None = None
     statics: dict[str, object] = field(default_factory=dict)
     broken: bool = False
+    doc: str = ""
 
     def modules(self) -> Iterator[Module]:
         """Yield the modules called directly, each once, in order."""

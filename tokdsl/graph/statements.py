@@ -100,8 +100,10 @@ class Statements(Definitions):
         if len(targets) == 1 and isinstance(statement.value, tree.Call):
             frame.targets[id(statement.value)] = targets[0].name
         declared = self._declare_indices(frame, targets)
+        start = len(frame.module.nodes)
         value = self.evaluate(frame, statement.value)
         if len(targets) == 1:
+            self._name_owner(frame, start, targets[0].name)
             self._bind_target(frame, targets[0], value)
             return value
         values = value if isinstance(value, tuple) else (value,)
@@ -116,6 +118,17 @@ class Statements(Definitions):
             self._bind_target(frame, target, item)
         del declared
         return value
+
+    def _name_owner(self, frame: Frame, start: int, name: str) -> None:
+        """Name what an equation owns after the equation, if it owns one thing only."""
+        owners = [n for n in frame.module.nodes[start:] if n.attribute and has_parameters(n)]
+        if len(owners) == 1 and owners[0].attribute.rstrip("_0123456789") != name:
+            node = owners[0]
+            if isinstance(node, CallNode) and node.shared:
+                return
+            if isinstance(node, OpNode) or node.attribute == node.module.name:  # type: ignore[attr-defined]
+                frame.attributes[node.attribute] = frame.attributes.get(node.attribute, 1) - 1
+                node.attribute = frame.attribute(name)
 
     def _bind_target(self, frame: Frame, target: tree.Target, value: object) -> None:
         if isinstance(value, Value):
@@ -445,6 +458,13 @@ class Statements(Definitions):
         self.note_unused(inner)
         module.results = (self._current(inner, statement),)
         return inner
+
+
+def has_parameters(node: object) -> bool:
+    """Whether a node owns parameters, itself or in the module that it calls."""
+    if isinstance(node, OpNode):
+        return bool(node.op.parameters())
+    return isinstance(node, CallNode) and owns(node.module)
 
 
 def _mentions(node: object, name: str) -> bool:

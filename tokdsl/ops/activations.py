@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +35,8 @@ class Negate(Exact):
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "-{x}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "-1.0"}
 
@@ -44,6 +47,8 @@ class Abs(Exact):
 
     Shape: [*a] -> [*a].   Gradient: smooth but at 0, where it is 0.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
 
     pattern: ClassVar[str] = "{x}.abs()"
     kernel: ClassVar[str | None] = "tl.abs({x})"
@@ -59,6 +64,8 @@ class Sign(Exact):
     Shape: [*a] -> [*a].   Gradient: none.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.sign()"
     kernel: ClassVar[str | None] = "tl.where({x} > 0, 1.0, tl.where({x} < 0, -1.0, 0.0))"
 
@@ -69,6 +76,8 @@ class Square(Exact):
 
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
 
     pattern: ClassVar[str] = "{x}.square()"
     kernel: ClassVar[str | None] = "{x} * {x}"
@@ -82,6 +91,8 @@ class Round(Exact):
     Shape: [*a] -> [*a].   Gradient: none.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.round()"
     kernel: ClassVar[str | None] = ""
 
@@ -92,6 +103,8 @@ class Floor(Exact):
 
     Shape: [*a] -> [*a].   Gradient: none.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
 
     pattern: ClassVar[str] = "{x}.floor()"
     kernel: ClassVar[str | None] = "tl.floor({x})"
@@ -104,6 +117,8 @@ class Ceil(Exact):
     Shape: [*a] -> [*a].   Gradient: none.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.ceil()"
     kernel: ClassVar[str | None] = "tl.ceil({x})"
 
@@ -114,6 +129,8 @@ class Relu(Exact):
 
     Shape: [*a] -> [*a].   Gradient: smooth but at 0, where it is 0.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0, -math.inf: 0.0}}
 
     pattern: ClassVar[str] = "F.relu({x})"
     kernel: ClassVar[str | None] = "tl.maximum({x}, 0.0)"
@@ -126,6 +143,8 @@ class Exp(Unary):
 
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {-math.inf: 0.0}}
 
     pattern: ClassVar[str] = "{x}.exp()"
     kernel: ClassVar[str | None] = "tl.exp({x})"
@@ -163,6 +182,8 @@ class Sqrt(Unary):
     Shape: [*a] -> [*a].   Gradient: smooth for positive ``x``.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.sqrt()"
     kernel: ClassVar[str | None] = "tl.sqrt({x})"
     slopes: ClassVar[Mapping[str, str]] = {"x": "0.5 / {result}"}
@@ -199,6 +220,8 @@ class Sin(Unary):
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.sin()"
     kernel: ClassVar[str | None] = "tl.sin({x})"
     slopes: ClassVar[Mapping[str, str]] = {"x": "tl.cos({x})"}
@@ -223,6 +246,8 @@ class Erf(Unary):
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.erf()"
     kernel: ClassVar[str | None] = "tl.erf({x})"
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.1283791670955126 * tl.exp(-{x} * {x})"}
@@ -234,6 +259,8 @@ class Sigmoid(Unary):
 
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {-math.inf: 0.0}}
 
     pattern: ClassVar[str] = "{x}.sigmoid()"
     kernel: ClassVar[str | None] = "tl.sigmoid({x})"
@@ -247,6 +274,8 @@ class Tanh(Unary):
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x}.tanh()"
     kernel: ClassVar[str | None] = "2.0 * tl.sigmoid(2.0 * {x}) - 1.0"
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.0 - {result} * {result}"}
@@ -258,6 +287,8 @@ class Silu(Unary):
 
     Shape: [*a] -> [*a].   Gradient: smooth.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
 
     pattern: ClassVar[str] = "F.silu({x})"
     kernel: ClassVar[str | None] = "{x} * tl.sigmoid({x})"
@@ -279,6 +310,8 @@ class Gelu(Unary):
     Shape: [*a] -> [*a].   Gradient: smooth.
     Source: Hendrycks, Gimpel 2016, arXiv:1606.08415.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
 
     approximate: str = "none"
     kernel: ClassVar[str | None] = "0.5 * {x} * (1.0 + tl.erf(0.7071067811865476 * {x}))"

@@ -72,6 +72,10 @@ class Valid(Ambient):
         assert isinstance(self.axis, Axis)
         return TensorType((self.axis,), "bool", batched=True)
 
+    def annotation(self) -> str:
+        """None at run time without padding."""
+        return "Tensor | None"
+
     def flows(self) -> dict[str, list[Flow]]:
         """Padding is given from outside; nothing is read."""
         return {}

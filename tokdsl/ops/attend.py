@@ -63,48 +63,48 @@ class Cache(Op):
         """Append to the state when there is one."""
         if not code.state:
             return code["x"]
-        return f"{code['x']} if {code.state} is None else {code.state}.append({code['x']})"
+        return f"{code['x']} if state is None else {code.state}.append({code['x']})"
 
 
 @op("visible")
 class Visible(Op):
-    """Which keys a query may attend to, validity included; None at run time if all.
+    """What is added to scaled scores: nothing where a query may see a key, else a large negative.
 
-    ``kind`` says what is known of the condition: ``full`` (no condition), ``causal`` (exactly
-    ``j <= i``) or ``general``.
+    A condition that is exactly causal, a causal window or absent is left to `attend` itself; then
+    only padding is hidden here, and the value is None at run time when there is none.
     """
 
     predicate: Operand | None = None
-    position: Operand | None = None
-    key_position: Operand | None = None
     key_valid: Operand | None = None
-    kind: str = "full"
     query: object = None
     key: object = None
 
     def type(self) -> TensorType:
-        """One bool per query and key."""
+        """One number per query and key."""
         assert isinstance(self.query, Axis) and isinstance(self.key, Axis)
+        lead: tuple[Axis, ...] = ()
         if isinstance(self.predicate, TensorType):
-            lead = tuple(
-                a for a in self.predicate.axes if a.name not in (self.query.name, self.key.name)
-            )
-            return TensorType((*lead, self.query, self.key), "bool")
-        return TensorType((self.query, self.key), "bool")
+            own = (self.query.name, self.key.name)
+            lead = tuple(a for a in self.predicate.axes if a.name not in own)
+        return TensorType((*lead, self.query, self.key), "f32")
 
     def flows(self) -> dict[str, list[Flow]]:
-        """Conditions on positions read no other token."""
-        return {}
+        """A condition is over the positions of the result; validity reads no token."""
+        return {name: flows for name, flows in super().flows().items() if name != "key_valid"}
+
+    def annotation(self) -> str:
+        """None at run time where nothing is hidden."""
+        return "Tensor | None"
+
+    def gradient(self) -> dict[str, bool]:
+        """Conditions have none."""
+        return {name: False for name, _ in self.operand_types()}
 
     def torch(self, code: Code) -> str:
-        """A function that gives None where no mask is needed."""
-        if self.kind == "full":
-            return f"{code.use('key_mask')}({code['key_valid']})"
-        if self.kind == "causal":
-            inner = f"{code['position']}, {code['key_position']}, {code['key_valid']}"
-            return f"{code.use('causal_mask')}({inner})"
-        assert isinstance(self.query, Axis) and isinstance(self.key, Axis)
-        return f"{code.use('visible_mask')}({code.aligned('predicate')}, {code['key_valid']})"
+        """A function of the package that gives None where nothing is hidden."""
+        if self.predicate is None:
+            return f"{code.use('padding_bias')}({code['key_valid']})"
+        return f"{code.use('mask_bias')}({code.aligned('predicate')}, {code['key_valid']})"
 
 
 class Attention(Op):
@@ -181,7 +181,7 @@ class Attend(Attention):
     sinks: Operand | None = None
     scale: float | None = None
     over: AxisRef | None = None
-    causal: bool = False
+    structured: bool = False
     interval: object = EVERYTHING
 
     def type(self) -> TensorType:
@@ -217,6 +217,8 @@ class Attend(Attention):
             axis = token_axis(getattr(self, name), name)
             interval = self.interval if target is not None else EVERYTHING
             found[name] = [Flow(axis.name, query.name, interval)]  # type: ignore[arg-type]
+        if self.mask is not None:
+            found["mask"] = [found["q"][0], found["k"][0]]
         return found
 
     def gradient(self) -> dict[str, bool]:
@@ -244,8 +246,11 @@ class Attend(Attention):
         options = []
         if "mask" in code.operands:
             arguments.append(code["mask"])
-        if self.causal:
+        lo, hi = getattr(self.interval, "lo", None), getattr(self.interval, "hi", None)
+        if self.structured and hi == 0:
             options.append("causal=True")
+            if lo != float("-inf"):
+                options.append(f"window={int(1 - lo)}")
         if "sinks" in code.operands:
             options.append(f"sinks={code['sinks']}")
         if self.scale is not None:
@@ -324,7 +329,8 @@ class AttentionMix(Attention):
         reach = self.interval if query.clock == key.clock else EVERYTHING
         along = Flow(key.name, query.name, reach)  # type: ignore[arg-type]
         value = Flow(token_axis(self.v, "v").name, query.name, reach)  # type: ignore[arg-type]
-        return {"scores": [Flow(query.name, query.name), along], "v": [value]}
+        scores = [Flow(query.name, query.name), along]
+        return {"scores": scores, "mask": scores, "v": [value]}
 
     def cost(self) -> Cost:
         """One product."""

@@ -201,8 +201,14 @@ def valid_argument(code: Code) -> str:
 
 
 def state_argument(code: Code) -> str:
-    """Return ``, state=...`` for a function that takes it, or nothing."""
-    return f", state={code.state}" if code.state else ""
+    """Return ``, state=...`` for a function that takes it, or nothing.
+
+    A part of a larger state is None with it, outside decoding.
+    """
+    if not code.state:
+        return ""
+    root, dot, _ = code.state.partition(".")
+    return f", state=None if {root} is None else {code.state}" if dot else f", state={root}"
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,8 @@ class Op:
     random: ClassVar[bool] = False
     #: a discrete decision that is recorded and replayed
     decision: ClassVar[bool] = False
+    #: operand (``*``: any) -> its value -> what the result then is, whatever the other operands are
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {}
 
     def type(self) -> ValueType | tuple[ValueType, ...]:
         """Return the type of the result, or of each result.
@@ -219,13 +221,17 @@ class Op:
         flows: dict[str, list[Flow]] = {}
         for name, kind in self.operand_types():
             for axis in kind.axes:
-                if axis.clock is None and not axis.pack:
+                if axis.clock is None and axis.group is None and not axis.pack:
                     continue
                 flow = Flow(axis.name, axis.name) if axis.name in kept else Flow(
                     axis.name, None, EVERYTHING
                 )
                 flows.setdefault(name, []).append(flow)
         return flows
+
+    def repair(self) -> str | None:
+        """Return how to write this use so that it reads no later token, if that is known."""
+        return None
 
     def gradient(self) -> dict[str, bool]:
         """Return for each operand whether a gradient flows back to it."""
@@ -246,6 +252,10 @@ class Op:
     def torch(self, code: Code) -> str:
         """Return the torch expression of the result."""
         raise TypeError(f"{type(self).__name__} declares no torch expression")
+
+    def annotation(self) -> str:
+        """Return the Python type of the result in emitted code."""
+        return "Tensor"
 
     def module(self) -> str | None:
         """Return the constructor of the nn.Module that owns the parameters, or None."""
@@ -414,18 +424,15 @@ def broadcast(*kinds: ValueType, what: str = "operands") -> TensorType:
 def _merge(axes: list[Axis], more: tuple[Axis, ...], what: str) -> list[Axis]:
     if not axes:
         return list(more)
-    names = {axis.name: i for i, axis in enumerate(axes)}
+    names = {axis.name: axis for axis in axes}
     result = list(axes)
-    at = 0
-    for axis in more:
+    for i, axis in enumerate(more):
         if axis.name in names:
-            mine = axes[names[axis.name]]
-            _check_same(mine, axis, what)
-            at = result.index(mine) + 1
-        else:
-            _check_clocks(result, axis, what)
-            result.insert(at, axis) if at < len(result) and names else result.append(axis)
-            at += 1
+            _check_same(names[axis.name], axis, what)
+            continue
+        _check_clocks(result, axis, what)
+        after = next((names[a.name] for a in more[i + 1 :] if a.name in names), None)
+        result.insert(result.index(after) if after is not None else len(result), axis)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,6 +44,9 @@ class Cast(Op):
     """Base of the conversions; one that changes nothing costs nothing."""
 
     elementwise: ClassVar[bool] = True
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {
+        "x": {0.0: 0.0, -math.inf: -math.inf}
+    }
     #: dtype of the result
     target: ClassVar[str] = ""
 

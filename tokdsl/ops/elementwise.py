@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -106,6 +107,8 @@ class Add(Binary):
     Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"*": {-math.inf: -math.inf}}
+
     pattern: ClassVar[str] = "{x} + {y}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "1.0"}
 
@@ -116,6 +119,8 @@ class Subtract(Binary):
 
     Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {-math.inf: -math.inf}}
 
     pattern: ClassVar[str] = "{x} - {y}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "-1.0"}
@@ -138,6 +143,8 @@ class Multiply(Binary):
     Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"*": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x} * {y}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "{y}", "y": "{x}"}
 
@@ -148,6 +155,8 @@ class Divide(Binary):
 
     Shape: [*a], [*b] -> [* a and b].   Gradient: smooth.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
 
     pattern: ClassVar[str] = "{x} / {y}"
     gives: ClassVar[str] = "float"
@@ -366,6 +375,8 @@ class LogicalAnd(_Logical):
     Shape: bool[*a], bool[*b] -> bool[* a and b].   Gradient: none.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"*": {0.0: 0.0}}
+
     pattern: ClassVar[str] = "{x} & {y}"
 
 
@@ -470,6 +481,8 @@ class StopGradient(Elementwise):
 
     Shape: [*a] -> [*a].   Gradient: none.
     """
+
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0, -math.inf: -math.inf}}
 
     x: Operand
     pattern: ClassVar[str] = "{x}.detach()"

@@ -92,8 +92,8 @@ def fill(pattern: str, **operands: str) -> str:
     """
     places = _places(pattern)
     texts = {}
-    for name, text in operands.items():
-        needed, suffixed = places.get(name, (ANY, False))
+    for name, (needed, suffixed) in places.items():
+        text = operands[name]
         texts[name] = primary(text) if suffixed else wrap(text, needed)
     return pattern.format(**texts)
 

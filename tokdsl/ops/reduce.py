@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -157,6 +158,7 @@ class Sum(Reduction):
     Shape: [*, over] -> [*].   Gradient: smooth.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
     method: ClassVar[str] = "sum"
     takes: ClassVar[str] = "any"
     kernel: ClassVar[str] = "tl.sum({x}, axis=1, keep_dims=True)"
@@ -443,7 +445,7 @@ class Running(Op):
         if not is_token(self.axis()):
             return None
         sizes = tuple(a.size for a in self.x.axes if a.name != self.over)
-        return StateSpec("RecurrentState", sizes, elements=product(sizes))
+        return StateSpec("RecurrentState", elements=product(sizes))
 
     def torch(self, code: Code) -> str:
         """Return torch's own form, or a function that knows padding and state along tokens."""

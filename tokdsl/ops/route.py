@@ -65,6 +65,10 @@ class Route(Op):
         """Only through the weights."""
         return {"pick": False, "weight": True}
 
+    def annotation(self) -> str:
+        """The package's ``Route``."""
+        return "Route"
+
     def torch(self, code: Code) -> str:
         """The pair."""
         return f"{code.use('Route')}({code['pick']}, {code['weight']})"
@@ -184,4 +188,33 @@ class Combine(Op):
         return f"{code.use('combine')}({code['y']}, {code['route']}.weight, {code['order']})"
 
 
-__all__ = ["AxisRef", "Combine", "Dispatch", "Route", "RouteField"]
+@op("per_row")
+class PerRow(Op):
+    """A parameter stacked over experts as one entry per dispatched row.
+
+    Shape: [*], i64 [experts] -> [rows, *].   Gradient: smooth.
+    """
+
+    x: Operand
+    groups: Companion
+    rows: object = None
+
+    def type(self) -> TensorType:
+        """The rows axis, then the parameter's own axes."""
+        assert isinstance(self.rows, Axis)
+        return TensorType((self.rows, *self.x.axes), self.x.dtype, batched=False)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Parameters have no positions."""
+        return {}
+
+    def gradient(self) -> dict[str, bool]:
+        """Smooth in the parameter."""
+        return {"x": True, "groups": False}
+
+    def torch(self, code: Code) -> str:
+        """Repeat each expert's entry for its rows."""
+        return f"{code['x']}.repeat_interleave({code['groups']}, dim=0)"
+
+
+__all__ = ["AxisRef", "Combine", "Dispatch", "PerRow", "Route", "RouteField"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -143,6 +145,10 @@ class Softmax(Masked):
     result is 1 whatever ``x`` is.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {
+        "x": {-math.inf: 0.0},
+        "where": {0.0: 0.0},
+    }
     method: ClassVar[str] = "softmax"
     function: ClassVar[str] = "masked_softmax"
     neutral: ClassVar[float] = float("-inf")

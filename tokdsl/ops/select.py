@@ -224,7 +224,7 @@ class Gather(Op):
     def flows(self) -> dict[str, list[Flow]]:
         """Which position along ``over`` is read depends on the data."""
         result = {axis.name for axis in self.type().axes}
-        own = [axis.name for axis in self.own() if axis.clock is not None]
+        own: list[str | None] = [a.name for a in self.own() if a.clock is not None]
         found: dict[str, list[Flow]] = {"x": [], "index": []}
         for axis in self.x.axes:
             if axis.name == self.over and (axis.clock is not None or axis.pack):

@@ -54,12 +54,12 @@ class MisplacedAxis(Diagnostic, code="TOK121", name="misplaced-axis", severity=S
     equation defines its name; everywhere else the index is written alone.
 
     ```tok error
-    fn gram(x: [T, d]) -> [T, d] {
+    fn gram(x: [T, d]) {
       score = dot(x[i: T], x[j: T]; over = d)
     }
     ```
     ```tok ok
-    fn gram(x: [T, d]) -> [T, d] {
+    fn gram(x: [T, d]) {
       score[i: T, j: T] = dot(x[i], x[j]; over = d)
     }
     ```
@@ -87,9 +87,10 @@ class Declaration(tree.Node):
 
 
 @dataclass(frozen=True, slots=True)
-class Indexing(tree.Name):
-    """``i: T`` in square brackets, before its place is known to be a target."""
+class Indexing(tree.Missing):
+    """``i: T`` in square brackets; outside a target it is a mistake, and then no value."""
 
+    id: str
     axis: str
 
 
@@ -426,13 +427,18 @@ class Build:
 
     def declaration(self, children: Children, start: int, end: int) -> tree.Node:
         """Build a declaration of an operand or a parameter."""
+        annotation = self.annotation(children[1:], start, end)
+        return Declaration(self.span(start, end), children[0], *annotation.items)
+
+    def annotation(self, children: Children, start: int, end: int) -> Part:
+        """Tell the type and the default of a declaration apart."""
         declared, default = None, None
-        for child in children[1:]:
+        for child in children:
             if isinstance(child, (tree.TensorType, tree.NamedType, tree.TupleType)):
                 declared = child
             else:
                 default = child
-        return Declaration(self.span(start, end), children[0], declared, default)
+        return Part("annotation", (declared, default))
 
     def model(self, children: Children, start: int, end: int) -> tree.Node:
         """Build a `Model`."""

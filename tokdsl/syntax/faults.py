@@ -50,6 +50,8 @@ class UnclosedBracket(Diagnostic, code="TOK104", name="unclosed-bracket", severi
 class StrayBracket(Diagnostic, code="TOK105", name="stray-bracket", severity=Severity.ERROR):
     """A closing bracket has no partner.
 
+    Either it is one too many, or its opening bracket is missing.
+
     ```tok error
     model small(d: int = 64) {
       stage text(ids: tokens[256]) {
@@ -110,14 +112,16 @@ class UnterminatedString(
 class UnknownCharacter(Diagnostic, code="TOK107", name="unknown-character", severity=Severity.ERROR):
     """A character has no meaning in the language.
 
+    Outside strings and comments only letters, digits and the signs of the language are read.
+
     ```tok error
-    fn both(a: [*, d], b: [*, d]) -> [*, d] {
-      a && b
+    fn double(x: [*, d]) -> [*, d] {
+      2 × x
     }
     ```
     ```tok ok
-    fn both(a: [*, d], b: [*, d]) -> [*, d] {
-      a and b
+    fn double(x: [*, d]) -> [*, d] {
+      2 * x
     }
     ```
     """
@@ -280,11 +284,10 @@ def shown_characters(characters: str) -> str:
 
 def mistake_findings(source: SourceFile, mistakes: list[Mistake]) -> Iterator[Diagnostic]:
     """Report pieces of text that are no tokens; unknown characters once per line."""
-    last_line = -1
-    joined = -1
-    for mistake in mistakes:
+    last_line, joined = -1, -1
+    for place, mistake in enumerate(mistakes):
         span = Span(source, mistake.start, mistake.end)
-        text = span.text
+        text = mistake.text
         if mistake.kind == "BAD_NUMBER":
             unit = text.lstrip("0123456789._")
             near = next((u for u in UNITS if u.lower() == unit.lower()), None)
@@ -297,21 +300,26 @@ def mistake_findings(source: SourceFile, mistakes: list[Mistake]) -> Iterator[Di
         elif text != "\ufffd":
             line = span.line
             if line != last_line and mistake.start >= joined:
-                joined = _run_end(source.text, mistakes, mistake)
-                characters = source.text[mistake.start : joined]
-                whole = Span(source, mistake.start, joined)
+                run = _run(mistakes, place)
+                joined = run[-1].end
                 yield UnknownCharacter(
-                    span=whole, characters=characters, help=_MEANT.get(characters[0])
+                    span=Span(source, mistake.start, joined),
+                    characters=text * len(run),
+                    help=_MEANT.get(text),
                 )
             last_line = line
 
 
-def _run_end(text: str, mistakes: list[Mistake], mistake: Mistake) -> int:
-    """Return the end of the same character repeated (`&&`)."""
-    end = mistake.end
-    while text[end : end + 1] == text[mistake.start]:
+def _run(mistakes: list[Mistake], place: int) -> list[Mistake]:
+    """Return the same character repeated (`&&`)."""
+    end = place + 1
+    while (
+        end < len(mistakes)
+        and mistakes[end].start == mistakes[end - 1].end
+        and mistakes[end].text == mistakes[place].text
+    ):
         end += 1
-    return end
+    return mistakes[place:end]
 
 
 def fault_findings(source: SourceFile, faults: list[Fault], limit: int) -> Iterator[Diagnostic]:

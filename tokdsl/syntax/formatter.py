@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from tokdsl.source import SourceFile
+from tokdsl.source import SourceFile, Span
 from tokdsl.syntax import tree
 from tokdsl.syntax.compare import children, same_tree
-from tokdsl.syntax.layout import is_statement_word
 from tokdsl.syntax.lexer import lex
 from tokdsl.syntax.parser import parse
-from tokdsl.syntax.printing import WIDTH, ExpressionPrinter, Groups, Remarks, Room, call_groups
-from tokdsl.syntax.tables import load_tables
+from tokdsl.syntax.printing import WIDTH, Remarks
+from tokdsl.syntax.statements import StatementPrinter
 
 #: Equations one below the other are aligned at their `=` unless their names differ by more.
 ALIGN_LIMIT = 10
 #: Comments behind lines one below the other are aligned unless the lines differ by more.
 REMARK_LIMIT = 30
+#: Statements that a block holds at most to be put on one line when it is printed from a tree.
+FLAT_LIMIT = 3
 
 
 def format_module(source: SourceFile, module: tree.Module) -> str:
@@ -33,7 +34,7 @@ def format_module(source: SourceFile, module: tree.Module) -> str:
     again, found = parse(source)
     if found or not same_tree(again, module):
         return source.text
-    text = Formatter(source).module(module)
+    text = Formatter(source).module(again)
     check, found = parse(SourceFile(source.name, text))
     if found or not same_tree(check, module):
         return source.text  # never lose or change what somebody wrote
@@ -47,7 +48,7 @@ def print_module(module: tree.Module) -> str:
 
 @dataclass(slots=True)
 class Line:
-    """What is printed for one statement: usually one line.
+    """What is printed for one statement or comment: usually one line.
 
     Args:
         text: the text.
@@ -61,170 +62,155 @@ class Line:
     target: int = 0
     remark: str = ""
 
-    @property
-    def single(self) -> bool:
-        """Whether it is one line."""
-        return "\n" not in self.text
 
+class Formatter(StatementPrinter):
+    """Prints modules.
 
-@dataclass(slots=True)
-class Found:
-    """The comments of a text and which of them are already printed."""
-
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    used: set[int] = field(default_factory=set)
-
-    def between(self, low: int, high: int) -> list[int]:
-        """Return the comments in a range that are not used yet."""
-        places = range(bisect_left(self.starts, low), bisect_left(self.starts, high))
-        return [place for place in places if place not in self.used]
-
-
-class Formatter(ExpressionPrinter):
-    """Prints items, statements and blocks."""
+    Args:
+        source: the text that the module was parsed from, whose comments, blank lines and broken
+            blocks are kept; or None for a tree from elsewhere.
+    """
 
     def __init__(self, source: SourceFile | None) -> None:
         super().__init__(source)
-        self.comments = Found()
-        if source is not None:
-            for start, end in lex(source.text).comments:
-                self.comments.starts.append(start)
-                self.comments.ends.append(end)
+        comments = lex(source.text).comments if source is not None else []
+        self.starts = [start for start, _ in comments]
+        self.ends = [end for _, end in comments]
+        self.used: set[int] = set()
+        self.loose: dict[int, list[str]] = {}
+        self._bodies: dict[int, str | None] = {}
 
     # ------------------------------------------------------------------ the source
-
-    def own(self, text: str) -> str:
-        """Return the text of the source, or nothing when there is none."""
-        return text if self.source is not None else ""
 
     def gap(self, low: int, high: int) -> str:
         """Return the source between two places."""
         return self.source.text[low:high] if self.source is not None else ""
 
-    def remark(self, place: int) -> str:
-        """Return a comment and mark it as printed."""
-        self.comments.used.add(place)
-        return self.gap(self.comments.starts[place], self.comments.ends[place]).rstrip()
+    def comments(self, low: int, high: int) -> list[int]:
+        """Return the comments in a range that are not printed yet."""
+        places = range(bisect_left(self.starts, low), bisect_left(self.starts, high))
+        return [place for place in places if place not in self.used]
 
     def behind(self, low: int, high: int) -> list[int]:
-        """Return the comments that stand on the line that ends at ``low``."""
-        line_end = self.gap(low, high).find("\n")
-        return self.comments.between(low, high if line_end < 0 else low + line_end)
+        """Return the comments on the rest of the line at ``low``."""
+        if not self.starts or self.source is None:
+            return []
+        line_end = self.source.text.find("\n", low, max(low, high))
+        return self.comments(low, high if line_end < 0 else line_end)
 
-    # ------------------------------------------------------------------ modules
+    def remark(self, place: int) -> str:
+        """Return a comment and mark it as printed."""
+        self.used.add(place)
+        return self.gap(self.starts[place], self.ends[place]).rstrip()
+
+    def is_apart(self, low: int, high: int) -> bool:
+        """Return whether there is a blank line in a range."""
+        return self.gap(low, high).count("\n") > 1
+
+    # ------------------------------------------------------------------ items
 
     def module(self, module: tree.Module) -> str:
         """Return the text of a module."""
         end = len(self.source.text) if self.source is not None else 0
-        lines = self.sequence(module.items, 0, end, 0)
-        text = render(lines, 0)
+        text = render(self.sequence(module.items, 0, end, 0), 0)
         return text + "\n" if text else ""
 
-    def item(self, item: tree.Node) -> str:
+    def item(self, node: tree.Node) -> str:
         """Return the text of an item."""
-        if isinstance(item, tree.Use):
-            return self.use(item)
-        if isinstance(item, tree.Definition):
-            return self.definition(item)
-        if isinstance(item, tree.Model):
-            return self.model(item)
-        return item.span.text
+        doc = ""
+        if isinstance(node, (tree.Definition, tree.Model)) and self.source is None and node.doc:
+            doc = "".join(f"# {line}".rstrip() + "\n" for line in node.doc.split("\n"))
+        match node:
+            case tree.Use():
+                return self.use(node)
+            case tree.Definition():
+                text = self.signature(node)
+                return doc + text + self.item_body(node, node.body, text)
+            case tree.Model():
+                text = self.model_head(node)
+                return doc + text + self.item_body(node, self.members(node), text)
+            case _:
+                return node.span.text
 
-    def use(self, use: tree.Use) -> str:
-        """Return ``use std.attention { gqa, rope }``."""
-        head = f"use {'.'.join(use.module)}"
-        if use.alias:
-            return f"{head} as {use.alias}"
-        if not use.names:
-            return head
-        head += " {"
-        flat = None if id(use) in self.remarks else self.flat_groups([use.names])
-        if flat is not None and len(head) + len(flat) + 3 <= WIDTH:
-            return f"{head} {flat} }}"
-        inner = self.bracketed(use, [use.names], "", Room(WIDTH, -2, 0)).rstrip()
-        return f"{head}{inner}\n}}"
-
-    def definition(self, node: tree.Definition) -> str:
-        """Return a definition."""
-        head = f"{node.kind} {node.name}("
-        result = f" -> {self.flat(node.result)}" if node.result is not None else ""
-        room = Room(len(head), 0, len(result) + len(" {"))
-        head += self.bracketed(node, definition_groups(node), ")", room) + result + " "
-        return head + self.block(node.body, Room(0, 0).after(head))
-
-    def model(self, node: tree.Model) -> str:
-        """Return a model."""
-        head = f"model {node.name}"
-        if node.parameters:
-            head += "("
-            head += self.bracketed(node, [node.parameters], ")", Room(len(head), 0, len(" {")))
-        head += " "
-        return head + self.block(self.members(node), Room(0, 0).after(head))
+    def item_body(self, node: tree.Node, body: tree.Body, head: str) -> str:
+        """Return the block of an item: on one line only where it was written so."""
+        extra = self.loose.pop(id(node), [])
+        if self.source is not None and not extra or not body.statements:
+            flat = self.flat_body(body)
+            column = len(head) - head.rfind("\n") - 1
+            if flat is not None and not extra and column + len(flat) <= WIDTH:
+                return flat
+        return self.broken_body(body, 0, extra)
 
     def members(self, node: tree.Model) -> tree.Body:
         """Return the members of a model as the block that they stand in."""
-        span = node.span
-        if self.source is None:
-            return tree.Body(span, node.members)  # type: ignore[arg-type]
         edge = node.parameters[-1].span.end if node.parameters else node.name_span.end
-        low = self.opening(edge, span.end)
-        return tree.Body(type(span)(span.file, low, span.end), node.members)  # type: ignore[arg-type]
+        span = Span(node.span.file, self.opening(edge, node.span.end), node.span.end)
+        return tree.Body(span, node.members)  # type: ignore[arg-type]
+
+    def rules(self, node: tree.Weights) -> tree.Body:
+        """Return the rules of a ``weights`` clause as the block that they stand in."""
+        span = Span(
+            node.span.file, self.opening(node.span.start, node.span.end), node.span.end
+        )
+        return tree.Body(span, node.rules)  # type: ignore[arg-type]
 
     def opening(self, low: int, high: int) -> int:
         """Return the place of the first brace in a range that is not in a comment."""
-        comments = self.comments
-        place = self.gap(0, high).find("{", low)
+        if self.source is None:
+            return low
+        find = self.source.text.find
+        place = find("{", low, high)
         while place >= 0:
-            inside = bisect_left(comments.starts, place) - 1
-            if inside < 0 or comments.ends[inside] <= place:
+            inside = bisect_left(self.starts, place) - 1
+            if inside < 0 or self.ends[inside] <= place:
                 return place
-            place = self.gap(0, high).find("{", comments.ends[inside])
+            place = find("{", self.ends[inside], high)
         return low
 
     # ------------------------------------------------------------------ blocks
 
     def flat_body(self, body: tree.Body) -> str | None:
         """Return a block on one line, or None where it must not stand on one."""
-        if not body.statements:
-            return None if self.comments_in(body) else "{}"
+        key = id(body)
+        if key not in self._bodies:
+            self._bodies[key] = self._flat_body(body)
+        return self._bodies[key]
+
+    def _flat_body(self, body: tree.Body) -> str | None:
         if self.must_break(body):
             return None
-        texts = [self.statement(statement, 0) for statement in body.statements]
-        text = f"{{ {'; '.join(texts)} }}"
-        return None if "\n" in text else text
+        if not body.statements:
+            return "{}"
+        texts = [self.flat(statement) for statement in body.statements]
+        if any(text is None for text in texts):
+            return None
+        return f"{{ {'; '.join(text for text in texts if text is not None)} }}"
 
     def must_break(self, body: tree.Body) -> bool:
         """Return whether a block stands over several lines whatever its length."""
         if self.source is None:
-            return len(body.statements) > 3 or any(
-                isinstance(inner, (tree.Stage, tree.Weights)) for inner in body.statements
-            )
-        first = body.statements[0].span.start
-        return "\n" in self.gap(body.span.start, first) or self.comments_in(body)
-
-    def comments_in(self, body: tree.Body) -> bool:
-        """Return whether a block holds a comment."""
+            stages = any(isinstance(inner, tree.Stage) for inner in body.statements)
+            return stages or len(body.statements) > FLAT_LIMIT
         span = body.span
-        starts = self.comments.starts
-        return bisect_left(starts, span.start) < bisect_left(starts, span.end)
+        if bisect_left(self.starts, span.start) < bisect_left(self.starts, span.end):
+            return True
+        if not body.statements:
+            return False
+        return "\n" in self.gap(span.start, body.statements[0].span.start)
 
-    def block(self, body: tree.Body, room: Room) -> str:
-        """Return a block, on the line of its head where it fits and was written so."""
-        flat = self.flat_body(body) if self.source is not None or not body.statements else None
-        if flat is not None and room.fits(flat):
-            return flat
-        return self.broken_body(body, room.indent)
-
-    def broken_body(self, body: tree.Body, indent: int) -> str:
-        """Return a block over several lines."""
+    def broken_body(
+        self, body: tree.Body, indent: int, extra: Sequence[str] = ()
+    ) -> str:
+        """Return a block over several lines, with further comments at its beginning."""
         low, high = body.span.start + 1, body.span.end - 1
         inner = indent + 2
         first = body.statements[0].span.start if body.statements else high
-        opening = "".join(f"  {self.remark(place)}" for place in self.behind(low, first))
-        lines = self.sequence(body.statements, low, high, inner)
+        behind = "".join(f"  {self.remark(place)}" for place in self.behind(low, first))
+        lines = [Line(remark) for remark in extra]
+        lines += self.sequence(body.statements, low, high, inner)
         text = render(lines, inner)
-        return f"{{{opening}\n{text}{chr(10) if text else ''}{' ' * indent}}}"
+        return f"{{{behind}\n{text}\n{' ' * indent}}}" if text else f"{{{behind}\n{' ' * indent}}}"
 
     def sequence(
         self, statements: Sequence[tree.Node], low: int, high: int, indent: int
@@ -232,24 +218,199 @@ class Formatter(ExpressionPrinter):
         """Return the lines of statements and of the comments around them."""
         lines: list[Line] = []
         end = low
+        previous: tree.Node | None = None
+        may_join = bool(statements) and "\n" in self.gap(low, statements[0].span.start)
         for place, node in enumerate(statements):
-            start, stop = node.span.start, node.span.end
-            following = statements[place + 1].span.start if place + 1 < len(statements) else high
-            lines += self.remarks_before(end, start, bool(lines))
-            end = self.end_of_line(end, start)
-            blank = self.is_apart(end, start, statements, place)
-            loose = self.claim(node)
-            text = self.item(node) if is_item(node) else self.statement(node, indent)
+            start, count = node.span.start, len(lines)
+            end = self.remarks(lines, end, start)
+            line = self.line(node, self.is_apart(end, start), indent)
+            line.blank = line.blank and bool(lines)
+            if previous is not None and needs_blank(previous, node, self.source is None):
+                (lines[count] if count < len(lines) else line).blank = True
+            loose = self.loose.pop(id(node), [])
             for remark in loose:
-                lines.append(Line(remark, blank and bool(lines)))
-                blank = False
-            line = Line(text, blank and bool(lines), target_width(node))
-            if not (lines and self.same_line(end, start, lines[-1], line, indent)):
+                lines.append(Line(remark, line.blank))
+                line.blank = False
+            if loose or not (may_join and self.joins(lines, line, end, start, indent)):
                 lines.append(line)
-            end = stop
-            for remark_place in self.behind(stop, following):
-                lines[-1].remark += f" {self.remark(remark_place)}" if lines[-1].remark else ""
-                lines[-1].remark = lines[-1].remark or self.remark(remark_place)
-                end = self.comments.ends[remark_place]
-        lines += self.remarks_before(end, high, bool(lines))
-        return space_items(lines, statements) if is_item(next(iter(statements), None)) else lines
+            end = node.span.end
+            following = statements[place + 1].span.start if place + 1 < len(statements) else high
+            for behind in self.behind(end, following):
+                lines[-1].remark = self.remark(behind)
+                end = self.ends[behind]
+            previous = node
+        self.remarks(lines, end, high)
+        return lines
+
+    def line(self, node: tree.Node, blank: bool, indent: int) -> Line:
+        """Return the line of one statement or item."""
+        self.claim(node)
+        if isinstance(node, (tree.Use, tree.Definition, tree.Model, tree.BrokenItem)):
+            return Line(self.item(node), blank)
+        target = 0
+        if isinstance(node, tree.Assign) and not node.shared:
+            if not any(name.indices for name in node.targets):
+                target = len(self.head(node)) - len(" = ")
+        return Line(self.statement(node, indent), blank, target)
+
+    def remarks(self, lines: list[Line], low: int, high: int) -> int:
+        """Add the comments of a range as lines; return where the last one ends."""
+        for place in self.comments(low, high):
+            blank = bool(lines) and self.is_apart(low, self.starts[place])
+            lines.append(Line(self.remark(place), blank))
+            low = self.ends[place]
+        return low
+
+    def joins(self, lines: list[Line], line: Line, end: int, start: int, indent: int) -> bool:
+        """Put a statement behind the one before it, where it was written so and fits."""
+        if not lines or indent == 0 or "\n" in self.gap(end, start):
+            return False
+        before = lines[-1]
+        text = f"{before.text}; {line.text}"
+        if before.remark or "\n" in text or indent + len(text) > WIDTH:
+            return False
+        if before.text.startswith(("#", '"', "'")):  # comments and weight rules
+            return False
+        before.text, before.target = text, 0
+        return True
+
+    # ------------------------------------------------------------------ comments inside
+
+    def claim(self, node: tree.Node) -> None:
+        """Give each comment inside a statement to a list in it, or put it before the statement."""
+        if not self.comments(node.span.start, node.span.end):
+            return
+        blocks: list[Span] = []
+        waiting = [node]
+        while waiting:
+            current = waiting.pop()
+            if isinstance(current, tree.Body):
+                blocks.append(current.span)
+                continue
+            self.claim_list(current)
+            if isinstance(current, tree.Model):
+                blocks.append(self.members(current).span)
+                waiting.extend(current.parameters)
+            elif isinstance(current, tree.Weights):
+                blocks.append(self.rules(current).span)
+            else:
+                waiting.extend(children(current))
+        rest = [
+            place
+            for place in self.comments(node.span.start, node.span.end)
+            if not any(block.start < self.starts[place] < block.end for block in blocks)
+        ]
+        if rest:
+            self.loose[id(node)] = [self.remark(place) for place in rest]
+
+    def claim_list(self, node: tree.Node) -> None:
+        """Take the comments between the entries of a bracketed list."""
+        region = self.region(node)
+        if region is None:
+            return
+        low, high, entries = region
+        order = sorted(range(len(entries)), key=lambda place: entries[place].span.start)
+        begins = [entries[place].span.start for place in order]
+        remarks = Remarks()
+        for comment in self.comments(low, high):
+            at = self.starts[comment]
+            after = bisect_left(begins, at)
+            before = entries[order[after - 1]] if after else None
+            if before is not None and at < before.span.end:
+                continue
+            text = self.remark(comment)
+            if before is not None and "\n" not in self.gap(before.span.end, at):
+                remarks.trailing.setdefault(order[after - 1], []).append(text)
+            elif after < len(order):
+                remarks.leading.setdefault(order[after], []).append(text)
+            else:
+                remarks.last.append(text)
+        if remarks.leading or remarks.trailing or remarks.last:
+            self.remarks_in[id(node)] = remarks
+
+    def region(self, node: tree.Node) -> tuple[int, int, Sequence[tree.Node]] | None:
+        """Return where the entries of a list stand, and the entries."""
+        span = node.span
+        entries: tuple[tree.Node, ...] = ()
+        low, high = span.start, span.end
+        match node:
+            case tree.Call():
+                low, entries = node.function.span.end, (*node.operands, *node.statics)
+            case tree.ListExpression():
+                entries = node.items
+            case tree.Use():
+                entries = node.names
+            case tree.Definition():
+                low, high = node.name_span.end, node.body.span.start
+                entries = (*node.operands, *node.parameters)
+            case tree.Model():
+                low, high = node.name_span.end, self.members(node).span.start
+                entries = node.parameters
+            case tree.Stage():
+                high, entries = node.body.span.start, (*node.inputs, *node.arguments)
+            case tree.Residual():
+                high, entries = node.body.span.start, node.arguments
+        return (low, high, entries) if entries else None
+
+
+def needs_blank(before: tree.Node, node: tree.Node, anew: bool) -> bool:
+    """Return whether a blank line stands between two nodes even if none was written.
+
+    Args:
+        before: the first node.
+        node: the second node.
+        anew: whether the text is made from the tree alone.
+    """
+    if isinstance(node, (tree.Definition, tree.Model)):
+        return True
+    if isinstance(node, tree.Use):
+        return not isinstance(before, tree.Use)
+    large = (tree.Stage, tree.Weights, tree.Objective)
+    return anew and (isinstance(node, large) or isinstance(before, large))
+
+
+def render(lines: list[Line], indent: int) -> str:
+    """Return lines as text, with equations and comments aligned."""
+    align_targets(lines, indent)
+    align_remarks(lines)
+    texts = []
+    for line in lines:
+        blank = "\n" if line.blank else ""
+        remark = f"  {line.remark}" if line.remark else ""
+        texts.append(f"{blank}{' ' * indent}{line.text}{remark}")
+    return "\n".join(texts)
+
+
+def align_targets(lines: list[Line], indent: int) -> None:
+    """Align equations that stand one below the other."""
+    for run in runs(lines, lambda line: line.target > 0):
+        widest = max(line.target for line in run)
+        spread = widest - min(line.target for line in run)
+        longest = max(indent + len(line.text) + widest - line.target for line in run)
+        if 0 < spread <= ALIGN_LIMIT and longest <= WIDTH:
+            for line in run:
+                pad = " " * (widest - line.target)
+                line.text = line.text[: line.target] + pad + line.text[line.target :]
+
+
+def align_remarks(lines: list[Line]) -> None:
+    """Align comments that stand behind lines one below the other."""
+    for run in runs(lines, lambda line: bool(line.remark)):
+        widest = max(len(line.text) for line in run)
+        if widest - min(len(line.text) for line in run) <= REMARK_LIMIT:
+            for line in run:
+                line.remark = " " * (widest - len(line.text)) + line.remark
+
+
+def runs(lines: list[Line], belongs: Callable[[Line], bool]) -> list[list[Line]]:
+    """Return the longest runs of single lines that belong together, without blank lines."""
+    found: list[list[Line]] = []
+    goes_on = False
+    for line in lines:
+        fits = "\n" not in line.text and belongs(line)
+        if fits and goes_on and not line.blank:
+            found[-1].append(line)
+        elif fits:
+            found.append([line])
+        goes_on = fits
+    return found

@@ -50,9 +50,9 @@ STATEMENT_WORDS = {
     "OBJECTIVE": VALUE_STARTS - {"LSQB"},
     "WEIGHTS": {"NAME", "LBRACE"},
 }
-_SOFT = ITEM_WORDS | STATEMENT_WORDS.keys() | {"AS", "OF"}
-_HARD = {"IF", "ELSE", "TRUE", "FALSE", "NONE", "AND", "OR", "NOT"}
-_WORDLIKE = _SOFT | {"NAME"}
+#: Words that are keywords in some places and names in all others.
+SOFT_WORDS = ITEM_WORDS | STATEMENT_WORDS.keys() | {"AS", "OF"}
+_WORDLIKE = SOFT_WORDS | {"NAME"}
 #: What may begin a line inside brackets although the line before it looked complete.
 _INSIDE_BEFORE = GOES_ON_BEFORE | _OPERATORS | {"RPAR", "RSQB", "RBRACE", "VBAR"}
 
@@ -115,9 +115,19 @@ class LaidOut:
     faults: list[Fault] = field(default_factory=list)
 
 
-def lay_out(text: str, lexed: Lexed) -> LaidOut:
-    """Arrange the tokens of a text into statements; linear time, no recursion."""
-    return _Layout(text, lexed).run()
+def lay_out(text: str, lexed: Lexed, within: str | None = None) -> LaidOut:
+    """Arrange the tokens of a text into statements; linear time, no recursion.
+
+    Args:
+        text: the text.
+        lexed: its tokens.
+        within: nothing for a file; ``statement`` for a text that stands in a block, and
+            ``expression`` for one that stands in a statement.
+    """
+    layout = _Layout(text, lexed, outside=within is None)
+    if within == "expression":
+        layout.stack[0].head = "NAME"
+    return layout.run()
 
 
 def is_statement_word(kind: str, follow: str) -> bool:
@@ -134,7 +144,8 @@ def is_statement_word(kind: str, follow: str) -> bool:
 class _Layout:
     """The scan over the tokens of one text."""
 
-    def __init__(self, text: str, lexed: Lexed) -> None:
+    def __init__(self, text: str, lexed: Lexed, outside: bool) -> None:
+        self.outside = outside
         self.text = text
         self.raw = lexed.tokens
         self.first = lexed.first
@@ -178,16 +189,16 @@ class _Layout:
                     self.end_statement(top, at)
                     at += 1
                     continue
-                if top.head and first[at] and not self.goes_on(top, at):
+                if top.head and first[at] and out.kinds and not self.goes_on(top, at):
                     self.end_statement(top, at)
                 if not top.head and kind != "RBRACE":
                     kind = self.begin_statement(top, at)
-                elif kind in _SOFT:
+                elif kind in SOFT_WORDS:
                     kind = self.inner_word(at)
             else:
                 if first[at] and top.stop is None and self.is_suspicious(at):
                     self.mark_stop(at)
-                if kind in _SOFT:
+                if kind in SOFT_WORDS:
                     kind = self.inner_word(at)
             if kind in CLOSER:
                 if not self.opens(at, kind):
@@ -213,10 +224,10 @@ class _Layout:
             self.item_column = self.column(raw.starts[at])
             if kind in ITEM_WORDS:
                 self.late = self.early = None
-        if kind in _SOFT:
+        if kind in SOFT_WORDS:
             follow = self.following(at)
             if kind in ITEM_WORDS:
-                outside = len(self.stack) == 1
+                outside = self.outside and len(self.stack) == 1
                 is_word = follow not in ("EQUAL", "DOT") if outside else follow in _WORDLIKE
             else:
                 is_word = is_statement_word(kind, follow)
@@ -277,7 +288,7 @@ class _Layout:
         follow = kinds[at + 1]
         if follow == "EQUAL":
             return True
-        if kind in ITEM_WORDS and len(self.stack) == 1:
+        if kind in ITEM_WORDS and self.outside and len(self.stack) == 1:
             return follow in _WORDLIKE and not self.first[at + 1]
         if follow == "LSQB":
             return kinds[at + 3 : at + 4] == ["COLON"]

@@ -66,6 +66,7 @@ class Mistake:
     kind: str
     start: int
     end: int
+    text: str
 
 
 @dataclass(slots=True)
@@ -133,5 +134,5 @@ def _mend(lexed: Lexed, kind: str, start: int, value: str) -> tuple[str, int]:
     end = start + len(value)
     if kind == "OPEN_STRING":
         end = start + max(len(value.rstrip(_AFTER_STRING)), 1)
-    lexed.mistakes.append(Mistake(kind, start, end))
+    lexed.mistakes.append(Mistake(kind, start, end, value[: end - start]))
     return {"BAD_NUMBER": "NUMBER", "OPEN_STRING": "STRING"}.get(kind, ""), end

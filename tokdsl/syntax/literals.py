@@ -64,13 +64,13 @@ class UnknownEscape(Diagnostic, code="TOK119", name="unknown-escape", severity=S
     string with single quotes a backslash is an ordinary character, which suits patterns.
 
     ```tok error
-    model words {
-      tokenizer = split("\s+")
+    model words(pattern: str = "\s+") {
+      require causal
     }
     ```
     ```tok ok
-    model words {
-      tokenizer = split('\s+')
+    model words(pattern: str = '\s+') {
+      require causal
     }
     ```
     """
@@ -174,13 +174,21 @@ def _out_of_range(digits: str, unit: str) -> str:
 
 
 def number_text(value: int | float, unit: str) -> str:
-    """Return the shortest usual text of a number: `13B`, `1e-6`, `0.5`."""
-    if not unit:
-        text = repr(value)
-        mantissa, mark, exponent = text.partition("e")
-        return f"{mantissa}e{int(exponent)}" if mark else text
-    exact = (Decimal(repr(value)) / UNITS[unit]).normalize()
-    return f"{exact:f}{unit}"
+    """Return the shortest usual text of a number: `13B`, `1e6`, `0.5`."""
+    if unit:
+        exact = (Decimal(repr(value)) / UNITS[unit]).normalize()
+        return f"{exact:f}{unit}"
+    text = repr(value)
+    if isinstance(value, int):
+        return text
+    mantissa, mark, exponent = text.partition("e")
+    if not mark:
+        digits = Decimal(text).normalize().as_tuple()
+        if len(digits.digits) > 1 or not value:
+            return text
+        mantissa, exponent = str(digits.digits[0]), str(digits.exponent)
+    short = f"{mantissa}e{int(exponent)}"
+    return short if mark or len(short) + 2 < len(text) else text
 
 
 def string_text(value: str) -> str:

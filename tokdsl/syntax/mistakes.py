@@ -37,6 +37,8 @@ class UnexpectedToken(Diagnostic, code="TOK101", name="unexpected-token", severi
 class MissingValue(Diagnostic, code="TOK102", name="missing-value", severity=Severity.ERROR):
     """A value was not written.
 
+    An operator, a `=` or a comma promises a value that does not follow.
+
     ```tok error
     fn double(x: [*, d]) -> [*, d] {
       y = 2 *
@@ -65,14 +67,16 @@ class MissingValue(Diagnostic, code="TOK102", name="missing-value", severity=Sev
 class MissingComma(Diagnostic, code="TOK103", name="missing-comma", severity=Severity.ERROR):
     """Two entries in brackets are not separated.
 
+    Entries are separated by `,`; the static arguments of a call follow a `;`.
+
     ```tok error
-    fn rest(x: [*, d]) -> [*, d] {
-      softmax(x over = d)
+    fn larger(x: [*, d], y: [*, d]) -> [*, d] {
+      maximum(x y)
     }
     ```
     ```tok ok
-    fn rest(x: [*, d]) -> [*, d] {
-      softmax(x; over = d)
+    fn larger(x: [*, d], y: [*, d]) -> [*, d] {
+      maximum(x, y)
     }
     ```
     """
@@ -97,17 +101,13 @@ class MissingSeparator(
     Statements end at a line break or at `;`.
 
     ```tok error
-    model small {
-      stage text(ids: tokens[256]) {
-        repeat 4 { block_() } rmsnorm()
-      }
+    fn fourfold(x: [*, d]) -> [*, d] {
+      y = x + x z = y + y
     }
     ```
     ```tok ok
-    model small {
-      stage text(ids: tokens[256]) {
-        repeat 4 { block_() }; rmsnorm()
-      }
+    fn fourfold(x: [*, d]) -> [*, d] {
+      y = x + x; z = y + y
     }
     ```
     """
@@ -159,7 +159,9 @@ class MisplacedStatement(
 
 
 class UnknownWord(Diagnostic, code="TOK117", name="unknown-word", severity=Severity.ERROR):
-    """A statement or item begins with a word that begins none, but is like one that does.
+    """A statement or item begins with a word that is not known.
+
+    It is read as the word that was most likely meant, so that nothing else is lost.
 
     ```tok error
     blok double(x: [*, d]) -> [*, d] {

@@ -112,12 +112,13 @@ def tainted_places(mistakes: list[Mistake], faults: list[Fault]) -> set[int]:
     return places
 
 
-def deepest(tokens: Tokens, low: int, high: int) -> int | None:
+def deepest(tokens: Tokens, low: int, high: int, level: int = 0) -> int | None:
     """Return the token at which the tree of an item would get too deep, if any.
 
-    Counts what can make a node: each operator one level, a bracket two, a brace three.
+    Counts what can make a node, from ``level`` on: each operator one level, a bracket two, a brace
+    three.
     """
-    level, opened = 0, [0]
+    opened = [level]
     weigh = _LEVELS.get
     kinds = tokens.kinds
     for place in range(low, high):
@@ -132,7 +133,7 @@ def deepest(tokens: Tokens, low: int, high: int) -> int | None:
             if level > NESTING_LIMIT:
                 return place
         elif weight:
-            level = opened.pop() if len(opened) > 1 else 0
+            level = opened.pop() if len(opened) > 1 else opened[0]
         else:
             level = opened[-1]
     return None

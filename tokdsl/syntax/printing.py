@@ -91,12 +91,16 @@ class ExpressionPrinter(ABC):
 
     def __init__(self, source: SourceFile | None) -> None:
         self.source = source
-        self.remarks: dict[int, Remarks] = {}
+        self.remarks_in: dict[int, Remarks] = {}
         self._flat: dict[int, str | None] = {}
 
     @abstractmethod
     def flat_body(self, body: tree.Body) -> str | None:
         """Return a block on one line, or None where it must not stand on one."""
+
+    @abstractmethod
+    def flat_statement(self, node: tree.Node) -> str | None:
+        """Return a statement on one line, or None where it must not stand on one."""
 
     @abstractmethod
     def broken_body(self, body: tree.Body, indent: int) -> str:
@@ -108,7 +112,7 @@ class ExpressionPrinter(ABC):
         """Return a node on one line, or None where it must not stand on one."""
         key = id(node)
         if key not in self._flat:
-            self._flat[key] = None if key in self.remarks else self._flat_text(node)
+            self._flat[key] = None if key in self.remarks_in else self._flat_text(node)
         text = self._flat[key]
         if text is not None and binding(node) < level:
             return f"({text})"
@@ -194,7 +198,7 @@ class ExpressionPrinter(ABC):
             case tree.Import():
                 return f"{node.name} as {node.alias}" if node.alias else node.name
             case _:
-                return node.span.text  # a form with a mistake: as it is written
+                return self.flat_statement(node)
 
     def flat_groups(self, groups: Groups) -> str | None:
         """Return the entries of a list with their separators."""
@@ -292,14 +296,14 @@ class ExpressionPrinter(ABC):
 
     def bracketed(self, owner: tree.Node, groups: Groups, closer: str, room: Room) -> str:
         """Return the entries of a list and its closing bracket, from behind the opening one."""
-        flat = None if id(owner) in self.remarks else self.flat_groups(groups)
+        flat = None if id(owner) in self.remarks_in else self.flat_groups(groups)
         if flat is not None and room.before(closer).fits(flat):
             return flat + closer
         if not groups[0] and len(groups) > 1:
             return "; " + self.bracketed(owner, groups[1:], closer, room.after("; "))
         entries = separated(groups)
-        if id(owner) in self.remarks:
-            return self._remarked(entries, self.remarks[id(owner)], closer, room)
+        if id(owner) in self.remarks_in:
+            return self._remarked(entries, self.remarks_in[id(owner)], closer, room)
         widest = max((len(self.flat(entry) or "") for entry, _ in entries), default=0)
         if room.column > HANG_LIMIT or room.column + widest + 1 + room.tail > WIDTH:
             indent = room.indent + 4
@@ -338,7 +342,7 @@ class ExpressionPrinter(ABC):
                 text += "  " + remark
         for remark in remarks.last:
             text += pad + remark
-        return f"{text}\n{' ' * room.indent}{closer}"
+        return f"{text}\n{' ' * room.indent}{closer.strip()}"
 
 
 def joined(*parts: str | None) -> str | None:

@@ -78,6 +78,9 @@ class Recovery:
         build: builds the nodes and holds the list of findings.
         builders: the builder of every rule.
         tainted: places whose mistake is already reported; statements that hold one stay silent.
+
+    Attributes:
+        embedded: whether the tokens are from a text inside another one (a value in YAML).
     """
 
     def __init__(
@@ -90,12 +93,21 @@ class Recovery:
         self.tables = load_tables()
         self.found = build.found
         self.after_junk = False
+        self.embedded = False
 
     # ------------------------------------------------------------------ blocks
 
     def item(self, tokens: Tokens) -> tree.Node:
         """Read one item from its well-formed tokens."""
-        blocks = [Block("item", tokens.starts[0])]
+        return self.finish_item(self.fold(tokens))
+
+    def piece(self, tokens: Tokens, rule: str) -> list[tree.Node]:
+        """Read the tokens of another start rule."""
+        return self.statement(self.fold(tokens), rule)
+
+    def fold(self, tokens: Tokens) -> Tokens:
+        """Read the blocks of a text and put one token in the place of each."""
+        blocks = [Block("", tokens.starts[0])]
         for place, kind in enumerate(tokens.kinds):
             block = blocks[-1]
             own = block.tokens
@@ -110,11 +122,11 @@ class Recovery:
                 end = tokens.ends[place]
                 body = tree.Body(Span(self.source, block.start, end), tuple(block.nodes))  # type: ignore[arg-type]
                 blocks[-1].tokens.add("BODY", body, block.start, end)
-            elif kind == "_END":
+            elif kind == "_END" and len(blocks) > 1:
                 self.end_statement(block)
             else:
                 self.take(block, tokens, place)
-        return self.finish_item(blocks[0].tokens)
+        return blocks[0].tokens
 
     def take(self, block: Block, tokens: Tokens, place: int) -> None:
         """Add a token to the present statement of a block."""
@@ -277,7 +289,7 @@ class Recovery:
         misplaced = self.misplaced(tokens, rule)
         if misplaced is not None:
             return misplaced
-        if place <= 2:
+        if place <= 2 and rule in _PLACES:
             node = self.renamed(tokens, rule, "statement")
             if node is not None:
                 return [node]
@@ -290,6 +302,8 @@ class Recovery:
         if fitting >= {"COMMA", "EQUAL"}:  # more targets of an equation: hardly meant
             fitting -= {"COMMA"} if place == 1 else {"COMMA", "EQUAL"}
         words = expected_words(fitting)
+        if self.embedded:
+            words = ["the end of the text" if word == "a new line" else word for word in words]
         self.found.append(
             UnexpectedToken(
                 span=self.token_span(tokens, min(place, len(tokens) - 1)),
@@ -344,14 +358,14 @@ class Recovery:
         """Read two statements on one line, if that is what a text is."""
         tokens, place = failure.tokens, failure.place
         complete = accepts(self.tables, failure.stacks.states, (END,))
-        if not complete or rule == "item" or not 0 < place < len(tokens):
+        if not complete or rule not in _PLACES or not 0 < place < len(tokens):
             return None
         rest = tokens.part(place, len(tokens))
         word = self.tables.words.get(str(rest.values[0]), "")
         if word in STATEMENT_WORDS:
             rest.kinds[0] = word
-        elif place == 1 and rest.kinds[0] == "NAME":
-            return None  # a name and a name: more likely a missing `=`
+        elif place == 1:
+            return None  # a name and a value: more likely a missing `=`
         second = self.attempt(rest, rule)
         first = self.attempt(tokens.part(0, place), rule)
         if first is None or second is None:
@@ -401,12 +415,16 @@ class Recovery:
         if tokens.kinds[place] == "BODY":
             return "`{`" if place else "a block"
         text = str(tokens.values[place])
+        if not text:
+            return "the end of the line"
         return f"`{text}`" if len(text) <= 32 else f"`{text[:28]}...`"
 
     def found_words(self, tokens: Tokens, place: int) -> str:
         """Return what was found as a message shows it, also at the end of a statement."""
         if place < len(tokens):
             return self.token_words(tokens, place)
+        if self.embedded:
+            return "the end of the text"
         rest = self.source.text[tokens.ends[-1] : self.line_end(tokens, len(tokens) - 1)].lstrip()
         if rest[:1] in (";", "}", ")", "]"):
             return f"`{rest[0]}`"

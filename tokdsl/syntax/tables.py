@@ -20,7 +20,10 @@ from typing import Any
 from tokdsl.resources import resource
 
 #: Every rule that a text can be parsed from.
-STARTS = ("module", "item", "statement", "member", "weight_rule", "expression", "type")
+STARTS = (
+    "module", "item", "statement", "member", "weight_rule", "expression", "type",
+    "annotation", "declaration", "argument", "value",
+)  # fmt: skip
 
 #: Name of the terminal that stands for the end of the text.
 END = "$END"

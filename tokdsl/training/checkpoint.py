@@ -102,19 +102,13 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         TrainingError: the tensors are not those of the model; all differences are listed.
     """
     load_parameters(model, folder / MODEL)
-    moments = load_file(folder / OPTIMIZER)
-    for name, parameter in model.named_parameters():
-        found = {
-            key.removeprefix(f"{name}."): value
-            for key, value in moments.items()
-            if key.rpartition(".")[0] == name
-        }
-        if found:
-            device = parameter.device
-            optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(device, copy=True)
-                for key, value in found.items()
-            }
+    parameters = dict(model.named_parameters())
+    for place, value in load_file(folder / OPTIMIZER).items():
+        name, _, moment = place.rpartition(".")
+        parameter = parameters[name]
+        # the count of steps stays where torch keeps it; copies, for the file may go
+        device = value.device if moment == "step" else parameter.device
+        optimizer.state[parameter][moment] = value.to(device, copy=True)
 
 
 def save_parameters(model: nn.Module, path: Path) -> None:

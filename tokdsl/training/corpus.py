@@ -129,6 +129,19 @@ def split_documents(documents: Sequence[Path], held_out: float) -> tuple[list[Pa
     return first, second
 
 
+def pieces(part: Part) -> Iterator[tuple[int, bytes]]:
+    """Return the bytes of a part in pieces that end with a line or at least a character."""
+    with part.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        start = part.start
+        while start < part.stop:
+            stop = min(start + PIECE, part.stop)
+            if stop < part.stop:
+                line = view.rfind(b"\n", start, stop) + 1
+                stop = line if line > start else min(_character_start(part.path, stop), part.stop)
+            yield start, view[start:stop]
+            start = stop
+
+
 def windows(tokens: Tokens, starts: Starts, length: int) -> numpy.typing.NDArray[numpy.int64]:
     """Copy windows out of a token array.
 
@@ -194,7 +207,7 @@ def _write_tokens(parts: Sequence[Part], package: Package, path: Path) -> None:
     beside = path.with_name(f".{path.name}.partial")
     with beside.open("wb") as file:
         for part in parts:
-            for offset, piece in _pieces(part):
+            for offset, piece in pieces(part):
                 encode(piece, part.path, offset).astype(kind).tofile(file)
             if part.is_end and tokenizer.eos is not None:
                 numpy.array([tokenizer.eos], dtype=kind).tofile(file)
@@ -217,19 +230,6 @@ def _encoder(package: Package) -> Callable[[bytes, Path, int], Tokens]:
         return numpy.array(ids, dtype=numpy.uint32)
 
     return encode
-
-
-def _pieces(part: Part) -> Iterator[tuple[int, bytes]]:
-    """Return the bytes of a part in pieces that end with a line or at least a character."""
-    with part.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        start = part.start
-        while start < part.stop:
-            stop = min(start + PIECE, part.stop)
-            if stop < part.stop:
-                line = view.rfind(b"\n", start, stop) + 1
-                stop = line if line > start else min(_character_start(part.path, stop), part.stop)
-            yield start, view[start:stop]
-            start = stop
 
 
 def _read_tokens(path: Path, kind: numpy.dtype[numpy.unsignedinteger]) -> Tokens:

@@ -28,8 +28,9 @@ from tokdsl.training.evaluation import (
     held_out,
     sum_over_ranks,
 )
+from tokdsl.training.learning import learn_tokenizer
 from tokdsl.training.metrics import HELD_OUT, MetricsLog, draw
-from tokdsl.training.package import Package, new_model
+from tokdsl.training.package import Package, load_package, new_model
 from tokdsl.training.progress import NoProgress, Progress, progress
 from tokdsl.training.settings import TrainingError, TrainResult, TrainSettings
 
@@ -58,7 +59,7 @@ class Objective(nn.Module):
 
 
 def run(
-    package: Package,
+    folder: Path,
     data: Path,
     out: Path,
     settings: TrainSettings,
@@ -69,7 +70,7 @@ def run(
     """Train a built package on a text.
 
     Args:
-        package: what to train.
+        folder: the package to train.
         data: a file or a folder of files.
         out: the folder of the run.
         settings: how to train.
@@ -88,6 +89,8 @@ def run(
         raise TrainingError(f"{out} already holds a run: resume it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     with accelerator.main_process_first():
+        learn_tokenizer(folder, data, settings.held_out)
+        package = load_package(folder)
         corpus = prepare(data, package, out / "tokens", settings.held_out)
     if len(corpus.training) < settings.length:
         raise TrainingError(

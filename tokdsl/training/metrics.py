@@ -74,7 +74,8 @@ def draw(rows: Sequence[Row], folder: Path, title: str) -> tuple[Path, ...]:
         figure.suptitle(title)
         left, right = figure.subplots(1, 2)
         left.plot(steps, losses, color="0.8", linewidth=0.8, label="each step")
-        left.plot(steps, smoothed(losses), color="C0", label="smoothed")
+        memory = max(0.0, min(0.98, 1 - 30 / len(losses)))
+        left.plot(steps, smoothed(losses, memory), color="C0", label="smoothed")
         left.set(xlabel="step", ylabel="training objective (nats)")
         left.legend(frameon=False)
         at, bits = [step for step, _ in measured], [value for _, value in measured]
@@ -89,7 +90,7 @@ def draw(rows: Sequence[Row], folder: Path, title: str) -> tuple[Path, ...]:
     return paths
 
 
-def smoothed(values: Sequence[float], memory: float = 0.95) -> list[float]:
+def smoothed(values: Sequence[float], memory: float) -> list[float]:
     """Return the running mean that forgets by ``memory`` per step, right from the first value."""
     found, total, weight = [], 0.0, 0.0
     for value in values:

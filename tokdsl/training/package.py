@@ -69,7 +69,7 @@ class Package:
         try:
             return importlib.import_module(f"{self.module.__name__}.{name}")
         except ModuleNotFoundError as error:
-            raise TrainingError(f"{self.folder} cannot do this: {error.msg}") from error
+            raise TrainingError(f"{self.folder} has no {name}.py: {error.msg}") from error
 
     def tokenizer_digest(self) -> str:
         """Return a digest that changes with the tokenizer."""
@@ -79,6 +79,33 @@ class Package:
 
 
 def load_package(folder: Path) -> Package:
+    """Import the package in a folder and read its tokenizer.
+
+    Raises:
+        TrainingError: the folder is not a built package, it needs a library that is missing, or
+            its tokenizer cannot be read.
+    """
+    module = import_package(folder)
+    try:
+        tokenizer = tokenizer_class(module).load(folder)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    return Package(folder, module, tokenizer)
+
+
+def tokenizer_class(module: ModuleType) -> Any:
+    """Return the class of an imported package's tokenizer.
+
+    Raises:
+        TrainingError: the package has no tokenizer, or it needs a library that is missing.
+    """
+    try:
+        return importlib.import_module(f"{module.__name__}.tokenizer").Tokenizer
+    except ModuleNotFoundError as error:
+        raise TrainingError(f"the package needs a tokenizer: {error.msg}") from error
+
+
+def import_package(folder: Path) -> ModuleType:
     """Import the package in a folder under a name of its own, anew at each call.
 
     Raises:
@@ -99,12 +126,9 @@ def load_package(folder: Path) -> Package:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-        tokenizer = importlib.import_module(f"{name}.tokenizer").Tokenizer.load(folder)
     except ModuleNotFoundError as error:
         raise TrainingError(f"{folder} needs something that is missing: {error.msg}") from error
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{folder}: the tokenizer cannot be read: {error}") from error
-    return Package(folder, module, tokenizer)
+    return module
 
 
 def new_model(package: Package) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from math import cos, pi
 from pathlib import Path
 from typing import Any, Literal
@@ -109,10 +109,6 @@ class TrainSettings:
             and field.name in saved
             and saved[field.name] != getattr(self, field.name)
         ]
-
-    def with_rate(self, lr: float) -> TrainSettings:
-        """Return the same settings with another learning rate."""
-        return replace(self, lr=lr)
 
 
 @dataclass(frozen=True)

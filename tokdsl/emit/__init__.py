@@ -1,0 +1,1 @@
+"""Emission: from a plan to the files of a package, as text."""

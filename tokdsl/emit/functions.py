@@ -1,0 +1,116 @@
+"""The functions that an emitted package needs, collected from ``codegen/ops``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tokdsl.resources import resource
+
+_NEEDS = re.compile(r"^# needs: (.+)$", re.MULTILINE)
+STANDARD = {"collections", "dataclasses", "math", "typing", "itertools", "json", "pathlib",
+            "functools", "collections.abc", "__future__", "contextlib"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Function:
+    """One file of ``codegen/ops``: what it imports, needs and defines."""
+
+    name: str
+    plain: frozenset[str]
+    members: frozenset[tuple[str, str]]
+    needs: tuple[str, ...]
+    body: str
+
+
+@lru_cache(maxsize=None)
+def read(name: str) -> Function:
+    """Return a function's file in parts.
+
+    Raises:
+        FileNotFoundError: if there is no such function: a primitive names one that is missing.
+    """
+    text = resource("codegen", "ops", f"{name}.py.jinja").read_text("utf-8")
+    needs = tuple(
+        part.strip() for line in _NEEDS.findall(text) for part in line.split(",") if part.strip()
+    )
+    module = ast.parse(text)
+    plain: set[str] = set()
+    members: set[tuple[str, str]] = set()
+    lines = text.split("\n")
+    last = 0
+    for node in module.body:
+        if isinstance(node, ast.Import):
+            plain |= {f"{a.name} as {a.asname}" if a.asname else a.name for a in node.names}
+            last = node.end_lineno or last
+        elif isinstance(node, ast.ImportFrom):
+            members |= {
+                (node.module or "", f"{a.name} as {a.asname}" if a.asname else a.name)
+                for a in node.names
+            }
+            last = node.end_lineno or last
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            last = node.end_lineno or last
+        else:
+            break
+    body = "\n".join(line for line in lines[last:] if not _NEEDS.match(line))
+    return Function(name, frozenset(plain), frozenset(members), needs, body.strip("\n"))
+
+
+def collect(names: set[str]) -> list[Function]:
+    """Return the named functions and all that they need, needed ones first."""
+    order: list[Function] = []
+    seen: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        function = read(name)
+        for other in function.needs:
+            visit(other)
+        order.append(function)
+
+    for name in sorted(names):
+        visit(name)
+    return order
+
+
+def merge(functions: list[Function]) -> str:
+    """Return the text of a module with these functions (without its docstring)."""
+    plain = {name for f in functions for name in f.plain}
+    members = {pair for f in functions for pair in f.members if pair[0] != "__future__"}
+    head = "from __future__ import annotations\n\n" + imports(plain, members)
+    return head + "".join(f"\n\n{f.body}\n" for f in functions)
+
+
+def imports(plain: set[str], members: set[tuple[str, str]]) -> str:
+    """Return sorted import lines: the standard library, then the others."""
+    groups: list[str] = []
+    for standard in (True, False):
+        lines = [f"import {n}" for n in sorted(plain) if _is_standard(n) == standard]
+        modules = sorted({m for m, _ in members if _is_standard(m) == standard})
+        for module in modules:
+            names = sorted({n for m, n in members if m == module}, key=_import_key)
+            lines.append(_from_line(module, names))
+        if lines:
+            groups.append("\n".join(lines) + "\n")
+    return "\n".join(groups)
+
+
+def _from_line(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    if len(line) <= 100:
+        return line
+    return f"from {module} import (\n" + "".join(f"    {n},\n" for n in names) + ")"
+
+
+def _is_standard(name: str) -> bool:
+    return name.split(" ")[0].split(".")[0] in STANDARD
+
+
+def _import_key(name: str) -> tuple[int, str]:
+    kind = 0 if name.isupper() else 1 if name[:1].isupper() else 2
+    return kind, name

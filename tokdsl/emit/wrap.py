@@ -1,0 +1,131 @@
+"""Line breaking of emitted statements, as a formatter would do it (100 columns)."""
+
+from __future__ import annotations
+
+WIDTH = 100
+
+_OPEN = "([{"
+_CLOSE = ")]}"
+
+
+def wrap(statement: str, indent: int, width: int = WIDTH) -> list[str]:
+    """Return the lines of a one-line statement, broken at brackets where it is too long."""
+    pad = " " * indent
+    if indent + len(statement) <= width:
+        return [pad + statement]
+    bracket = _last_bracket(statement)
+    if bracket is None:
+        return _parenthesised(statement, indent, width)
+    start, end = bracket
+    head, inner, tail = statement[: start + 1], statement[start + 1 : end], statement[end:]
+    if indent + len(head) > width or (
+        " = " in statement[: start + 1] and _operator_outside(statement)
+    ):
+        return _parenthesised(statement, indent, width)
+    parts = _split(inner, ",")
+    lines = [pad + head]
+    whole = " " * (indent + 4) + inner.strip()
+    if len(whole) <= width and (len(parts) == 1 or _fits_tail(tail, indent)):
+        lines.append(whole)
+    else:
+        for part in parts:
+            piece = part.strip() + ("," if len(parts) > 1 or not _is_generator(inner) else "")
+            lines += wrap(piece, indent + 4, width)
+    lines.append(pad + tail)
+    return lines
+
+
+def _fits_tail(tail: str, indent: int) -> bool:
+    return indent + len(tail) <= WIDTH
+
+
+def _is_generator(inner: str) -> bool:
+    return " for " in inner
+
+
+def _operator_outside(statement: str) -> bool:
+    """Whether a binary operator stands outside all brackets of the right side."""
+    right = statement.partition(" = ")[2]
+    depth = 0
+    for i, char in enumerate(right):
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+        elif depth == 0 and char == " " and right[i + 1 : i + 2] in "+-*/<>|&=i":
+            if right[i + 1 : i + 3] in ("+ ", "- ", "* ", "/ ", "< ", "> ", "& ", "| ", "if", "=="):
+                return True
+    return False
+
+
+def _parenthesised(statement: str, indent: int, width: int) -> list[str]:
+    """Wrap the right side in parentheses and break it before its outermost operators."""
+    left, equals, right = statement.partition(" = ")
+    keyword = ""
+    if not equals:
+        keyword, _, right = statement.partition(" ")
+        if keyword != "return":
+            return [" " * indent + statement]
+        left, equals = "return", " "
+    else:
+        equals = " = "
+    pad, inner = " " * indent, " " * (indent + 4)
+    if indent + 4 + len(right) <= width:
+        return [f"{pad}{left}{equals}(", inner + right, f"{pad})"]
+    lines = [f"{pad}{left}{equals}("]
+    for piece in _split_operators(right):
+        lines += wrap(piece, indent + 4, width)
+    return [*lines, f"{pad})"]
+
+
+def _split_operators(text: str) -> list[str]:
+    """Split before the loosest operators outside brackets."""
+    for group in (("if", "else"), ("or",), ("and",), ("+", "-"), ("*", "/", "@")):
+        pieces: list[str] = []
+        depth, start = 0, 0
+        for i, char in enumerate(text):
+            if char in _OPEN:
+                depth += 1
+            elif char in _CLOSE:
+                depth -= 1
+            elif depth == 0 and char == " ":
+                for word in group:
+                    if text.startswith(f" {word} ", i) and i > start:
+                        pieces.append(text[start:i])
+                        start = i + 1
+                        break
+        pieces.append(text[start:])
+        if len(pieces) > 1:
+            return pieces
+    return [text]
+
+
+def _last_bracket(text: str) -> tuple[int, int] | None:
+    """Return the outermost bracket pair that ends last and is not empty."""
+    stack: list[int] = []
+    found: tuple[int, int] | None = None
+    for i, char in enumerate(text):
+        if char in _OPEN:
+            stack.append(i)
+        elif char in _CLOSE and stack:
+            start = stack.pop()
+            if not stack and i > start + 1:
+                found = (start, i)
+    return found
+
+
+def _split(text: str, separator: str) -> list[str]:
+    parts: list[str] = []
+    depth, start = 0, 0
+    for i, char in enumerate(text):
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+        elif depth == 0 and char == separator:
+            parts.append(text[start:i])
+            start = i + 1
+    last = text[start:]
+    if last.strip():
+        parts.append(last)
+    return parts

@@ -1,0 +1,1 @@
+"""Lowering: from the checked graph to a plan of classes and statements."""

@@ -1,0 +1,326 @@
+"""From a module's nodes to the statements of its forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.lower.names import Names
+from tokdsl.lower.plan import Loop, Statement
+from tokdsl.ops.ambient import Constant, Position, Rename, Valid
+from tokdsl.ops.base import Code, Op
+from tokdsl.source import Span
+from tokdsl.types.tensors import RouteType, TensorType, ValueType
+
+#: an expression longer than this becomes a statement of its own
+LONGEST = 68
+
+
+class Unsupported(Exception):
+    """Something that passed all checks cannot be lowered yet; becomes a diagnostic."""
+
+
+@dataclass
+class Shared:
+    """What all bodies of a package have in common.
+
+    Args:
+        streaming: whether decode states are emitted.
+        stateful: modules that have a state, by identity.
+        collects: modules that collect auxiliary values, by identity.
+        functions: ``functional.py`` functions used so far.
+    """
+
+    streaming: bool
+    stateful: set[int] = field(default_factory=set)
+    collects: set[int] = field(default_factory=set)
+    functions: set[str] = field(default_factory=set)
+
+
+class Body:
+    """Statements of one forward, in the order of the nodes."""
+
+    def __init__(self, module: Module, shared: Shared, sizes: dict[str, str]) -> None:
+        self.module = module
+        self.shared = shared
+        self.sizes = sizes
+        self.names = Names()
+        self.text: dict[int, str] = {}
+        self.statements: list[Statement | Loop] = []
+        self._roots: dict[int, list[Value]] = {}
+        #: variable of each clock, and the clocks that were needed
+        self.clock_names: dict[str, str] = {}
+        self.clocks: set[str] = set()
+        #: variable that holds a clock's validity itself (in the objective)
+        self.valid_names: dict[str, str] = {}
+        self._uses = self._count_uses()
+        self._last = self._last_uses()
+        self._at = 0
+
+    def input(self, value: Value, wanted: str) -> str:
+        """Give an input of the forward its name."""
+        name = self.names.take(wanted, id(value))
+        self.text[id(value)] = name
+        return name
+
+    def run(self) -> str:
+        """Fill the statements; return the text of the result."""
+        for at, node in enumerate(self.module.nodes):
+            self._at = at
+            if isinstance(node, OpNode):
+                self._op(node)
+            elif isinstance(node, CallNode):
+                self._call(node)
+            elif isinstance(node, LoopNode):
+                self._loop(node)
+            else:
+                assert isinstance(node, AuxNode)
+                self._aux(node)
+        self._at = len(self.module.nodes)
+        results = [self.text[id(v)] for v in self.module.results]
+        return ", ".join(results)
+
+    # ----------------------------------------------------------------- uses
+
+    def _count_uses(self) -> dict[int, int]:
+        uses: dict[int, int] = {}
+        for node in self.module.nodes:
+            weight = 2 if isinstance(node, LoopNode) else 1
+            for value in node.inputs:
+                uses[id(value)] = uses.get(id(value), 0) + weight
+        for value in self.module.results:
+            uses[id(value)] = uses.get(id(value), 0) + 1
+        return uses
+
+    def _last_uses(self) -> dict[int, int]:
+        last: dict[int, int] = {}
+        for at, node in enumerate(self.module.nodes):
+            for value in node.inputs:
+                last[id(value)] = at
+        for value in self.module.results:
+            last[id(value)] = len(self.module.nodes)
+        return last
+
+    def _release(self, node: Node) -> None:
+        """Free the names of values that are read here for the last time."""
+        for value in node.inputs:
+            for root in self._roots_of(value):
+                if self._last.get(id(root), -1) <= self._at:
+                    self.names.free(id(root))
+
+    def _roots_of(self, value: Value) -> list[Value]:
+        """Return the named values that a value's text mentions."""
+        return self._roots.get(id(value), [value])
+
+    def _set_inline(self, value: Value, text: str, inputs: tuple[Value, ...]) -> None:
+        """Use an expression where its value is read; its operands live as long."""
+        self.text[id(value)] = text
+        roots = [root for inner in inputs for root in self._roots_of(inner)]
+        self._roots[id(value)] = roots
+        for root in roots:
+            self._last[id(root)] = max(
+                self._last.get(id(root), 0), self._last.get(id(value), 0)
+            )
+
+    # ----------------------------------------------------------------- operations
+
+    def _op(self, node: OpNode) -> None:
+        value = node.outputs[0]
+        text = self.expression(node)
+        if self._is_plain(node, text):
+            self._set_inline(value, text, node.inputs)
+            return
+        if len(node.outputs) > 1:
+            self._bind_all(node, text)
+        elif self._inlinable(value, text):
+            self._set_inline(value, text, node.inputs)
+        else:
+            self._bind(node, value, text, self._wanted(node, value))
+
+    def _is_plain(self, node: OpNode, text: str) -> bool:
+        """Whether a value is only another name: a literal, an attribute, an operand."""
+        if isinstance(node.op, (Constant, Rename, Position, Valid)):
+            return True
+        if node.attribute and text == f"self.{node.attribute}":
+            return True
+        return any(text == self.text[id(v)] for v in node.inputs) and text.isidentifier()
+
+    def _inlinable(self, value: Value, text: str) -> bool:
+        if value.name or self._uses.get(id(value), 0) != 1 or len(text) > LONGEST:
+            return False
+        if isinstance(value.type, RouteType):
+            return False
+        return True
+
+    def _wanted(self, node: Node, value: Value) -> str:
+        if value.name:
+            return value.name
+        if self.module.kind in ("stage", "layer") and not isinstance(node, OpNode):
+            return "x"
+        first = self.module.inputs[0] if self.module.inputs else None
+        if first is not None and _same_axes(first.type, value.type):
+            return first.name or "x"
+        if isinstance(node, OpNode):
+            return type(node.op).op_name
+        if isinstance(node, CallNode):
+            return node.attribute or node.module.name
+        return "x"
+
+    def _bind(self, node: Node, value: Value, text: str, wanted: str) -> None:
+        self._release(node)
+        name = self.names.take(wanted, id(value))
+        self.text[id(value)] = name
+        self.statements.append(
+            Statement((name,), text, shape_comment(value.type), self._span(node, value))
+        )
+
+    def _bind_all(self, node: Node, text: str) -> None:
+        self._release(node)
+        names = []
+        for value in node.outputs:
+            if id(value) not in self._uses and not value.name:
+                names.append("_")
+                continue
+            fallback = value.name or f"{type(node.op).op_name}_{value.index}" if isinstance(
+                node, OpNode
+            ) else value.name or "y"
+            names.append(self.names.take(_hidden_name(node, value) or fallback, id(value)))
+            self.text[id(value)] = names[-1]
+        self.statements.append(
+            Statement(
+                tuple(names), text, shape_comment(node.outputs[0].type),
+                self._span(node, node.outputs[0]),
+            )  # fmt: skip
+        )
+
+    def _span(self, node: Node, value: Value) -> Span:
+        return node.span if not value.name else value.span
+
+    def expression(self, node: OpNode) -> str:
+        """Return the torch expression of an operation over the texts of its operands."""
+        op = node.op
+        if isinstance(op, (Position, Valid)):
+            return self.ambient(op)
+        operands = {
+            name: self.text[id(value)]
+            for name, value in zip(node.operands, node.inputs, strict=True)
+        }
+        types = {
+            name: value.type for name, value in zip(node.operands, node.inputs, strict=True)
+        }
+        state = ""
+        if self.shared.streaming and op.state() is not None:
+            state = f"state.{node.attribute}"
+        attribute = f"self.{node.attribute}" if node.attribute else ""
+        code = Code(operands, types, node.outputs[0].type, attribute, state, self.sizes)
+        text = op.torch(code)
+        self.shared.functions |= code.imports
+        return text
+
+    def ambient(self, op: Op) -> str:
+        """Return the text of positions or validity; only a stage has a clock."""
+        axis = op.axis  # type: ignore[attr-defined]
+        size = axis.size.number
+        if size is not None and isinstance(op, Position):
+            return f"torch.arange({size}).unsqueeze(0)"
+        if size is not None:
+            return "None"
+        key = "key_" if axis.memory and self.shared.streaming else ""
+        kind = "position" if isinstance(op, Position) else "valid"
+        if isinstance(op, Valid) and axis.clock.name in self.valid_names:
+            return self.valid_names[axis.clock.name]
+        clock = self.clock_names.get(axis.clock.name)
+        if clock is None:
+            raise Unsupported(
+                f"positions along `{axis.name}` of clock `{axis.clock.name}`, which is not the "
+                "clock of an input",
+            )
+        self.clocks.add(axis.clock.name)
+        if key and axis.window:
+            return f"{clock}.last({axis.window}).{key}{kind}"
+        return f"{clock}.{key}{kind}"
+
+    # ----------------------------------------------------------------- calls
+
+    def _arguments(self, module: Module, inputs: tuple[Value, ...], state: str) -> str:
+        texts = [self.text[id(v)] for v in inputs]
+        if id(module) in self.shared.collects:
+            texts.append("aux")
+        if self.shared.streaming and id(module) in self.shared.stateful:
+            texts.append(state)
+        return ", ".join(texts)
+
+    def _call(self, node: CallNode) -> None:
+        state = f"state and state.{node.attribute}"
+        arguments = self._arguments(node.module, node.inputs, state)
+        text = f"self.{node.attribute}({arguments})"
+        value = node.outputs[0]
+        if len(node.outputs) > 1:
+            self._bind_all(node, text)
+        elif self._inlinable(value, text):
+            self._set_inline(value, text, node.inputs)
+        else:
+            self._bind(node, value, text, self._wanted(node, value))
+
+    def _loop(self, node: LoopNode) -> None:
+        stream, result = node.inputs[0], node.outputs[0]
+        text = self.text[id(stream)]
+        wanted = self._wanted(node, result) if not result.name else result.name
+        if not text.isidentifier() or self._last.get(id(stream), 0) > self._at:
+            name = self.names.take(wanted, id(result))
+            self.statements.append(
+                Statement((name,), text, shape_comment(stream.type), stream.span)
+            )
+        else:
+            self.names.free(id(stream))
+            name = self.names.take(text, id(result))
+        inputs = node.inputs[1:]
+        indexed = self.shared.streaming and any(
+            id(m) in self.shared.stateful for m in node.modules
+        )
+        texts = [name, *(self.text[id(v)] for v in inputs)]
+        if any(id(m) in self.shared.collects for m in node.modules):
+            texts.append("aux")
+        if indexed:
+            texts.append(f"state and state.{node.attribute}[i]")
+        self.text[id(result)] = name
+        self.statements.append(
+            Loop(
+                node.attribute, name, f"layer({', '.join(texts)})", node.span,
+                shape_comment(result.type), indexed,
+            )  # fmt: skip
+        )
+        self._release(node)
+
+    def _aux(self, node: AuxNode) -> None:
+        value = node.inputs[0]
+        text = self.text[id(value)]
+        self.statements.append(
+            Statement((), f"aux.{node.name}.append({text})", "", node.span)
+        )
+        self._release(node)
+
+
+def _hidden_name(node: Node, value: Value) -> str:
+    if isinstance(node, OpNode) and node.op.op_name == "dispatch" and value.index:
+        return ("groups", "order")[value.index - 1]
+    return ""
+
+
+def _same_axes(first: ValueType, second: ValueType) -> bool:
+    return (
+        isinstance(first, TensorType)
+        and isinstance(second, TensorType)
+        and [a.name for a in first.axes] == [a.name for a in second.axes]
+    )
+
+
+def shape_comment(kind: ValueType) -> str:
+    """Return a shape by axis names, ``(B, T, heads, head_dim)``, for a comment."""
+    if isinstance(kind, RouteType):
+        return f"{kind.top.size} of {kind.experts.size} experts"
+    if not isinstance(kind, TensorType):
+        return ""
+    names = [a.name.replace("^", "") for a in kind.axes]
+    inner = ", ".join((["B"] if kind.batched else []) + names)
+    return f"({inner})" if inner else "scalar"

@@ -1,0 +1,299 @@
+"""The whole of lowering: named passes from the checked program to the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokdsl.checks.facts import Facts
+from tokdsl.graph.definitions import owns
+from tokdsl.graph.program import AuxNode, CallNode, Input, LoopNode, Module, OpNode, Program, Value
+from tokdsl.lower.body import Body, Shared, shape_comment
+from tokdsl.lower.hoist import Hoister
+from tokdsl.lower.inline import Inliner
+from tokdsl.lower.names import class_name
+from tokdsl.lower.terms import name_terms
+from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
+from tokdsl.ops.base import ParameterSpec
+from tokdsl.types.dims import Dim
+from tokdsl.types.tensors import TensorType
+
+#: class names that every package has
+TAKEN = {"Model", "Config", "Output", "Loss", "Aux", "Tensor", "Module", "State", "Route"}
+
+
+@dataclass
+class Context:
+    """What lowering keeps while it goes through the modules."""
+
+    program: Program
+    plan: Plan
+    shared: Shared
+    names: dict[int, str]
+    used: set[str]
+    clocks: dict[int, tuple[str, ...]]
+
+
+def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
+    """Return the plan of a checked program."""
+    inliner, hoister = Inliner(), Hoister()
+    stages = [(use, inliner.module(use.module)) for use in program.stages]
+    terms = name_terms(program)
+    objective = inliner.module(program.objective) if program.objective is not None else None
+    for _, module in stages:
+        hoister.hoist(module)
+    plan = Plan(program, streaming=facts.streaming, digest=digest)
+    shared = Shared(plan.streaming)
+    context = Context(program, plan, shared, {}, set(TAKEN), {})
+    plan.aux = list(program.aux)
+    plan.inputs = [_input_plan(i) for i in program.inputs]
+    for use, module in stages:
+        _mark(module, shared)
+        for called in _callees_first(module):
+            _add_class(context, called, use.name)
+        plan.stages.append(_stage_plan(context, use.name, module, [v.name for v in use.inputs]))
+    if objective is not None:
+        _objective(context, objective)
+        plan.terms = terms
+    plan.functions = shared.functions
+    return plan
+
+
+def _input_plan(given: Input) -> InputPlan:
+    clock = next((a.clock.name for a in given.value.type.axes if a.clock is not None), "")
+    return InputPlan(given.name, clock, shape_comment(given.value.type), given.classes is not None)
+
+
+def _callees_first(root: Module) -> list[Module]:
+    order: list[Module] = []
+    seen: set[int] = set()
+
+    def visit(module: Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        for called in module.modules():
+            visit(called)
+        order.append(module)
+
+    visit(root)
+    return order
+
+
+def _mark(root: Module, shared: Shared) -> None:
+    """Note which modules have decode state, and which collect auxiliary values."""
+    for module in _callees_first(root):
+        for node in module.nodes:
+            if isinstance(node, OpNode) and node.op.state() is not None:
+                shared.stateful.add(id(module))
+            elif isinstance(node, AuxNode):
+                shared.collects.add(id(module))
+        for called in module.modules():
+            if id(called) in shared.stateful:
+                shared.stateful.add(id(module))
+            if id(called) in shared.collects:
+                shared.collects.add(id(module))
+    _spread(root, shared)
+
+
+def _spread(root: Module, shared: Shared) -> None:
+    """Layers of one loop are called alike, so they share what they take."""
+    for module in _callees_first(root):
+        for node in module.nodes:
+            if isinstance(node, LoopNode):
+                for group in (shared.stateful, shared.collects):
+                    if any(id(m) in group for m in node.modules):
+                        group.update(id(m) for m in node.modules)
+
+
+# --------------------------------------------------------------------------- classes
+
+
+def _add_class(context: Context, module: Module, stage: str) -> None:
+    if id(module) in context.names:
+        return
+    name = _name_for(context, module, stage)
+    context.names[id(module)] = name
+    body = Body(module, context.shared, size_names(module))
+    clocks = _clock_names(context, stage)
+    body.clock_names = clocks if module.kind == "stage" else {}
+    plan = ClassPlan(name, module.name, module.kind, module.span, doc=module.doc)
+    for value in module.inputs:
+        text = body.input(value, value.name or "x")
+        python = "Route" if value.type.dtype == "route" else value.python
+        plan.inputs.append((text, python, shape_comment(value.type)))
+    plan.owned = _owned(context, module)
+    plan.state = _state(context, module)
+    plan.collects_aux = id(module) in context.shared.collects
+    plan.stateful = context.shared.streaming and id(module) in context.shared.stateful
+    plan.result = body.run()
+    plan.returns = _returns(module)
+    plan.body = body.statements
+    plan.clocks = tuple(clocks[name] for name in clocks if name in body.clocks)
+    context.clocks[id(module)] = tuple(name for name in clocks if name in body.clocks)
+    context.plan.classes.append(plan)
+
+
+def _clock_names(context: Context, stage: str) -> dict[str, str]:
+    """Return the variable of each input clock as a stage sees it: its own is ``clock``."""
+    names = [clock.name for clock in context.program.clocks]
+    return {n: "clock" if n == stage or len(names) == 1 else f"clock_{n}" for n in names}
+
+
+def _returns(module: Module) -> str:
+    kinds = ["Route" if v.type.dtype == "route" else "Tensor" for v in module.results]
+    return kinds[0] if len(kinds) == 1 else f"tuple[{', '.join(kinds)}]"
+
+
+def _name_for(context: Context, module: Module, stage: str) -> str:
+    base = class_name(f"{stage}_layer" if module.kind == "layer" else module.name)
+    if module.stack is not None:
+        base += "Experts"
+    if base in TAKEN:
+        base += "Block"
+    name, number = base, 1
+    while name in context.used:
+        number += 1
+        name = f"{base}{number}"
+    context.used.add(name)
+    return name
+
+
+def size_names(module: Module) -> dict[str, str]:
+    """Return Python text for the symbolic sizes of a module: lengths of its inputs."""
+    names: dict[str, str] = {}
+    for value in module.inputs:
+        if not isinstance(value.type, TensorType):
+            continue
+        for i, axis in enumerate(value.type.axes):
+            if not axis.size.is_number:
+                at = i + value.type.batched
+                names.setdefault(str(axis.size), f"{value.name or 'x'}.shape[{at}]")
+    return names
+
+
+def _owned(context: Context, module: Module) -> list[Owned]:
+    found: dict[str, Owned] = {}
+    for node in module.nodes:
+        if isinstance(node, OpNode) and node.op.parameters():
+            found.setdefault(node.attribute, _owned_op(context, node))
+        elif isinstance(node, CallNode):
+            name = context.names[id(node.module)]
+            found.setdefault(
+                node.attribute, Owned(node.attribute, "module", f"{name}()", node.span)
+            )
+        elif isinstance(node, LoopNode):
+            classes = tuple(context.names[id(m)] for m in node.modules)
+            found.setdefault(
+                node.attribute, Owned(node.attribute, "list", "", node.span, classes=classes)
+            )
+    return list(found.values())
+
+
+def _owned_op(context: Context, node: OpNode) -> Owned:
+    specs = node.op.parameters()
+    stack = node.stack.size.number or 0 if node.stack is not None else 0
+    constructor = node.op.module()
+    if constructor is None:
+        kind = "parameter" if specs[0].trainable else "buffer"
+        return Owned(node.attribute, kind, _tensor(specs[0], stack), node.span, specs, stack)
+    sizes = [_number(size) for size in specs[0].shape]
+    if constructor == "nn.Linear":
+        bias = "" if len(specs) > 1 else ", bias=False"
+        text = f"nn.Linear({sizes[1]}, {sizes[0]}{bias})"
+    elif constructor == "GroupedLinear":
+        context.shared.functions.add("GroupedLinear")
+        bias = ", bias=True" if len(specs) > 1 else ""
+        text = f"GroupedLinear({stack}, {sizes[1]}, {sizes[0]}{bias})"
+    elif constructor == "nn.Embedding":
+        text = f"nn.Embedding({sizes[0]}, {sizes[1]})"
+    else:
+        text = constructor
+    return Owned(node.attribute, "layer", text, node.span, specs, stack)
+
+
+def _number(size: Dim) -> int:
+    number = size.number
+    assert number is not None, f"size {size} is not decided"
+    return number
+
+
+_TORCH_DTYPES = {
+    "f32": "torch.float32", "f64": "torch.float64", "bf16": "torch.bfloat16",
+    "f16": "torch.float16", "i64": "torch.int64", "bool": "torch.bool",
+}  # fmt: skip
+
+
+def _tensor(spec: ParameterSpec, stack: int) -> str:
+    sizes = ([stack] if stack else []) + [_number(size) for size in spec.shape]
+    dtype = f", dtype={_TORCH_DTYPES[spec.dtype]}" if spec.dtype in _TORCH_DTYPES else ""
+    inner = ", ".join(str(size) for size in sizes) if sizes else "()"
+    return f"torch.empty({inner}{dtype})"
+
+
+# --------------------------------------------------------------------------- state
+
+
+def _state(context: Context, module: Module) -> list[StateField]:
+    if not context.shared.streaming or id(module) not in context.shared.stateful:
+        return []
+    fields: dict[str, StateField] = {}
+    for node in module.nodes:
+        if isinstance(node, OpNode):
+            spec = node.op.state()
+            if spec is not None:
+                context.plan.states.add(spec.kind)
+                inner = ", ".join(str(_number(a)) for a in spec.arguments)
+                fields[node.attribute] = StateField(
+                    node.attribute, "leaf", f"{spec.kind}({inner})", spec.kind
+                )
+        elif isinstance(node, CallNode) and id(node.module) in context.shared.stateful:
+            name = context.names[id(node.module)] + "State"
+            fields[node.attribute] = StateField(
+                node.attribute, "module", f"self.{node.attribute}.new_state()", name
+            )
+        elif isinstance(node, LoopNode) and any(
+            id(m) in context.shared.stateful for m in node.modules
+        ):
+            owners = list(dict.fromkeys(context.names[id(m)] for m in node.modules))
+            names = [f"{owner}State" for owner in owners]
+            kind = " | ".join(owners) if len(owners) == 1 else f'"{" | ".join(owners)}"'
+            text = f"[cast({kind}, layer).new_state() for layer in self.{node.attribute}]"
+            fields[node.attribute] = StateField(
+                node.attribute, "list", text, f"list[{' | '.join(names)}]"
+            )
+    return list(fields.values())
+
+
+# --------------------------------------------------------------------------- stages, objective
+
+
+def _stage_plan(context: Context, name: str, module: Module, operands: list[str]) -> StagePlan:
+    """Return how the model calls a stage."""
+    return StagePlan(
+        name,
+        context.names[id(module)],
+        tuple(operands),
+        context.clocks[id(module)],
+        shape_comment(module.results[0].type),
+        id(module) in context.shared.collects,
+        id(module) in context.shared.stateful and context.shared.streaming,
+    )
+
+
+def _objective(context: Context, module: Module) -> None:
+    body = Body(module, context.shared, {})
+    inputs = [i for i in context.plan.inputs if i.clock]
+    single = len(inputs) == 1
+    body.valid_names = {i.clock: "valid" if single else f"{i.name}_valid" for i in inputs}
+    for value, source in zip(module.inputs, context.program.objective_inputs, strict=True):
+        kind, _, name = source.partition(":")
+        text = {"stage": f"output.{name}", "input": name, "aux": f"torch.stack(output.aux.{name})"}[
+            kind
+        ]
+        body.text[id(value)] = text
+    result = body.run()
+    context.plan.objective = [s for s in body.statements if not hasattr(s, "call")]  # type: ignore[misc]
+    context.plan.objective_result = result
+
+
+__all__ = ["Value", "lower", "owns"]

@@ -1,0 +1,132 @@
+"""The plan: what the emitter writes, as plain data. Nothing is decided after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tokdsl.graph.program import Program
+from tokdsl.ops.base import ParameterSpec
+from tokdsl.source import Span
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One line of a forward: targets, expression, and what the comment beside it says."""
+
+    targets: tuple[str, ...]
+    text: str
+    shape: str
+    span: Span
+    indent: int = 0
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A ``for`` over layers: the body is one call per layer."""
+
+    attribute: str
+    target: str
+    call: str
+    span: Span
+    shape: str
+    indexed: bool
+
+
+@dataclass(frozen=True)
+class Owned:
+    """An attribute of a class: a layer, a parameter, a submodule or a list of submodules.
+
+    Args:
+        kind: ``layer`` (nn.Linear ...), ``parameter``, ``buffer``, ``module``, ``list``.
+        constructor: the text after ``self.name =``.
+        parameters: specifications for initialisation, names relative to the attribute.
+    """
+
+    name: str
+    kind: str
+    constructor: str
+    span: Span
+    parameters: tuple[ParameterSpec, ...] = ()
+    stack: int = 0
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StateField:
+    """A field of a class's decode state: a leaf of ``state.py`` or the state of a submodule."""
+
+    name: str
+    kind: str
+    constructor: str
+    annotation: str
+
+
+@dataclass
+class ClassPlan:
+    """One nn.Module to emit."""
+
+    name: str
+    definition: str
+    kind: str
+    span: Span
+    owned: list[Owned] = field(default_factory=list)
+    inputs: list[tuple[str, str, str]] = field(default_factory=list)
+    body: list[Statement | Loop] = field(default_factory=list)
+    result: str = ""
+    returns: str = "Tensor"
+    state: list[StateField] = field(default_factory=list)
+    collects_aux: bool = False
+    stateful: bool = False
+    clocks: tuple[str, ...] = ()
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """How the model calls a stage.
+
+    Args:
+        clocks: names of the clocks whose positions or validity it reads.
+    """
+
+    name: str
+    class_name: str
+    inputs: tuple[str, ...]
+    clocks: tuple[str, ...]
+    shape: str
+    collects_aux: bool
+    stateful: bool
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """An input of the model; ``clock`` is "" if it has no token axis."""
+
+    name: str
+    clock: str
+    shape: str
+    is_tokens: bool
+
+
+@dataclass
+class Plan:
+    """A package to emit.
+
+    Args:
+        classes: callees before callers; the stages are among them.
+        functions: names of the ``functional.py`` functions that are used.
+        states: names of the ``state.py`` classes that are used.
+    """
+
+    program: Program
+    classes: list[ClassPlan] = field(default_factory=list)
+    functions: set[str] = field(default_factory=set)
+    states: set[str] = field(default_factory=set)
+    stages: list[StagePlan] = field(default_factory=list)
+    objective: list[Statement] = field(default_factory=list)
+    objective_result: str = ""
+    terms: list[str] = field(default_factory=list)
+    aux: list[str] = field(default_factory=list)
+    inputs: list[InputPlan] = field(default_factory=list)
+    streaming: bool = False
+    digest: str = ""

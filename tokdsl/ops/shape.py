@@ -1,0 +1,379 @@
+"""Operations that move, split, join and rename axes, and shifts along tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokdsl.ops.axes import (
+    arrange,
+    free_name,
+    is_token,
+    names,
+    product,
+)
+from tokdsl.ops.base import (
+    AxisRef,
+    Code,
+    Fault,
+    NewAxis,
+    Op,
+    Operand,
+    broadcast,
+    find_axis,
+    op,
+    tensor,
+)
+from tokdsl.ops.elementwise import number
+from tokdsl.ops.precedence import primary
+from tokdsl.types.dims import Dim
+from tokdsl.types.tensors import Axis, TensorType, promote
+from tokdsl.types.time import Flow
+
+ZERO = Dim.of(0)
+ONE = Dim.of(1)
+
+
+def plain_axis(kind: TensorType, name: str, operation: str) -> Axis:
+    """Return an axis that holds no tokens.
+
+    Raises:
+        Fault: if it does not exist or its length is not fixed.
+    """
+    axis = find_axis(kind, name, "over")
+    if is_token(axis) or axis.pack:
+        raise Fault(
+            "operand-shape", f"`{operation}` cannot go along the token axis `{name}`", "over"
+        )
+    return axis
+
+
+@op("split")
+class Split(Op):
+    """One axis as several, the last one running fastest.
+
+    Shape: [*, over] -> [*, into], over = product of into.   Gradient: smooth.
+    """
+
+    x: Operand
+    over: AxisRef
+    into: tuple[NewAxis, ...]
+
+    def type(self) -> TensorType:
+        """Return the type with the axis replaced."""
+        kind = tensor(self.x, "x")
+        axis = plain_axis(kind, self.over, "split")
+        total = product([new.size for new in self.into])
+        if total != axis.size and total.is_number and axis.size.is_number:
+            raise Fault(
+                "not-divisible",
+                f"`{self.over}` has size {axis.size}, but the new axes hold {total} = "
+                + " * ".join(str(new.size) for new in self.into),
+                "into",
+            )
+        new = tuple(free_name(kind, n, without=(self.over,)) for n in self.into)
+        _distinct(self.into)
+        at = kind.position(self.over)
+        return replace(kind, axes=(*kind.axes[:at], *new, *kind.axes[at + 1 :]))
+
+    def torch(self, code: Code) -> str:
+        """Return ``unflatten``."""
+        sizes = ", ".join(code.size(new.size) for new in self.into) + "," * (len(self.into) == 1)
+        return f"{primary(code['x'])}.unflatten({code.dim('x', self.over)}, ({sizes}))"
+
+
+def _distinct(axes: tuple[NewAxis, ...]) -> None:
+    for i, axis in enumerate(axes):
+        if any(axis.name == other.name for other in axes[:i]):
+            raise Fault("axis-taken", f"two new axes are named `{axis.name}`", "into")
+
+
+@op("merge")
+class Merge(Op):
+    """Several axes as one, the last one running fastest.
+
+    Shape: [*, over] -> [*, into], into = product of over.   Gradient: smooth.
+    """
+
+    x: Operand
+    over: tuple[AxisRef, ...]
+    into: NewAxis
+
+    def type(self) -> TensorType:
+        """Return the type with the new axis where the first one was."""
+        kind = tensor(self.x, "x")
+        axes = [plain_axis(kind, name, "merge") for name in self.over]
+        total = product([axis.size for axis in axes])
+        if total != self.into.size and total.is_number and self.into.size.is_number:
+            raise Fault(
+                "size-mismatch",
+                f"`{self.into.name}` has size {self.into.size}, but the axes hold {total}",
+                "into",
+            )
+        new = free_name(kind, self.into, without=self.over)
+        at = min(kind.position(name) for name in self.over)
+        rest = [axis for axis in kind.axes if axis.name not in self.over]
+        return replace(kind, axes=(*rest[:at], new, *rest[at:]), classes=None)
+
+    def torch(self, code: Code) -> str:
+        """Return ``flatten``, after the axes were put side by side."""
+        kind = tensor(self.x, "x")
+        rest = [name for name in names(kind) if name not in self.over]
+        at = min(names(kind).index(name) for name in self.over)
+        want = [*rest[:at], *self.over, *rest[at:]]
+        text = arrange(code["x"], names(kind), want)
+        first = at - len(want)
+        return f"{primary(text)}.flatten({first}, {first + len(self.over) - 1})"
+
+
+@op("rename")
+class RenameAxis(Op):
+    """The same value with an axis under another name; costs nothing.
+
+    Shape: [*, old] -> [*, new].   Gradient: smooth.
+    """
+
+    x: Operand
+    old: AxisRef
+    new: AxisRef
+
+    def type(self) -> TensorType:
+        """Return the type with the new name."""
+        kind = tensor(self.x, "x")
+        axis = find_axis(kind, self.old, "old")
+        free_name(kind, NewAxis(self.new, axis.size), without=(self.old,))
+        return kind.with_axes(
+            tuple(a.renamed(self.new) if a.name == self.old else a for a in kind.axes)
+        )
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Positions keep their place under the new name."""
+        return {
+            "x": [
+                Flow(a.name, self.new if a.name == self.old else a.name)
+                for a in self.x.axes
+                if a.clock is not None or a.pack
+            ]
+        }
+
+    def torch(self, code: Code) -> str:
+        """Return the operand: names cost nothing."""
+        return code["x"]
+
+
+@op("order")
+class Order(Op):
+    """The same value with its axes in another memory order.
+
+    The axes that are named come last, in that order; the others keep theirs.
+
+    Shape: [*, a, b] -> [*, b, a].   Gradient: smooth.
+    """
+
+    x: Operand
+    axes: tuple[AxisRef, ...]
+
+    def type(self) -> TensorType:
+        """Return the type with its axes reordered."""
+        kind = tensor(self.x, "x")
+        last = tuple(find_axis(kind, name, "axes") for name in self.axes)
+        return kind.with_axes((*(a for a in kind.axes if a.name not in self.axes), *last))
+
+    def torch(self, code: Code) -> str:
+        """Return a transpose or permutation."""
+        return arrange(code["x"], names(tensor(self.x, "x")), names(self.type()))
+
+
+@op("concat")
+class Concat(Op):
+    """Values joined along one axis; their other axes are the same.
+
+    Shape: [*, over], [*, over], ... -> [*, over], over the sum.   Gradient: smooth.
+    """
+
+    x: tuple[Operand, ...]
+    over: AxisRef
+
+    def type(self) -> TensorType:
+        """Return the first type with the sizes along the axis added."""
+        kinds = [tensor(kind, f"x_{i}") for i, kind in enumerate(self.x)]
+        total, rest = ZERO, []
+        for kind in kinds:
+            axis = plain_axis(kind, self.over, "concat")
+            total = total + axis.size
+            rest.append(kind.with_axes(tuple(a for a in kind.axes if a is not axis)))
+        wide = broadcast(*rest)
+        for i, kind in enumerate(rest):
+            if len(kind.axes) != len(wide.axes):
+                raise Fault(
+                    "operand-shape",
+                    f"operand {i + 1} of `concat` is {kinds[i]}, the others have more axes",
+                    "x",
+                )
+        first = kinds[0]
+        axes = tuple(replace(a, size=total) if a.name == self.over else a for a in first.axes)
+        return TensorType(axes, promote(*(k.dtype for k in kinds)), wide.batched)
+
+    def torch(self, code: Code) -> str:
+        """Return ``torch.cat``; what has no batch is repeated over that of another operand."""
+        result = self.type()
+        given = self.operand_types()
+        batched = next((name for name, kind in given if kind.batched), None)
+        parts = []
+        for name, kind in given:
+            text = arrange(
+                code[name], names(tensor(kind, name)), names(replace(result, batched=kind.batched))
+            )
+            if result.batched and not kind.batched and batched is not None:
+                sizes = ", ".join(["-1"] * len(kind.axes))
+                text = f"{primary(text)}.expand({primary(code[batched])}.shape[0], {sizes})"
+            parts.append(text)
+        dim = result.position(self.over) - len(result.axes)
+        return f"torch.cat(({', '.join(parts)}), dim={dim})"
+
+
+@op("stack")
+class Stack(Op):
+    """Values side by side on a new axis, which comes last; axes are matched by name.
+
+    Shape: [*], [*], ... -> [*, axis].   Gradient: smooth.
+    """
+
+    x: tuple[Operand, ...]
+    axis: NewAxis
+
+    def type(self) -> TensorType:
+        """Return the broadcast with the new axis."""
+        for i, kind in enumerate(self.x):
+            tensor(kind, f"x_{i}")
+        wide = broadcast(*self.x)
+        if self.axis.size.is_number and self.axis.size.number != len(self.x):
+            raise Fault(
+                "size-mismatch",
+                f"`{self.axis.name}` has size {self.axis.size}, but {len(self.x)} values are given",
+                "axis",
+            )
+        return wide.with_axes((*wide.axes, free_name(wide, self.axis)))
+
+    def torch(self, code: Code) -> str:
+        """Return ``torch.stack``."""
+        wide = broadcast(*self.x)
+        inner = Code(code.operands, code.types, wide)
+        parts = ", ".join(inner.aligned(name) for name, _ in self.operand_types())
+        same = all(names(tensor(kind, "x")) == names(wide) for kind in self.x)
+        joined = f"({parts})" if same else f"torch.broadcast_tensors({parts})"
+        return f"torch.stack({joined}, dim=-1)"
+
+
+@op("slice")
+class Slice(Op):
+    """The entries ``start .. stop - 1`` along an axis; without ``stop`` to the end.
+
+    Args:
+        into: another name for the shorter axis.
+
+    Shape: [*, over] -> [*, into].   Gradient: smooth.
+    """
+
+    x: Operand
+    over: AxisRef
+    start: Dim = ZERO
+    stop: Dim | None = None
+    into: AxisRef | None = None
+
+    def type(self) -> TensorType:
+        """Return the type with the axis shortened."""
+        kind = tensor(self.x, "x")
+        axis = plain_axis(kind, self.over, "slice")
+        stop = self.stop if self.stop is not None else axis.size
+        size = stop - self.start
+        bounds = (self.start.number, stop.number, axis.size.number)
+        if None not in bounds and not 0 <= bounds[0] < bounds[1] <= bounds[2]:  # type: ignore[operator]
+            raise Fault(
+                "size-mismatch",
+                f"no entries {self.start} to {stop} along `{self.over}` of size {axis.size}",
+                "stop" if self.stop is not None else "start",
+            )
+        name = self.into or self.over
+        free_name(kind, NewAxis(name, size), without=(self.over,))
+        axes = tuple(Axis(name, size) if a.name == self.over else a for a in kind.axes)
+        return kind.with_axes(axes)
+
+    def torch(self, code: Code) -> str:
+        """Return an index expression."""
+        start = "" if self.start == ZERO else code.size(self.start)
+        stop = "" if self.stop is None else code.size(self.stop)
+        after = ", :" * (-code.dim("x", self.over) - 1)
+        return f"{primary(code['x'])}[..., {start}:{stop}{after}]"
+
+
+@op("pad")
+class Pad(Op):
+    """The value with ``before`` and ``after`` more entries along an axis.
+
+    Shape: [*, over] -> [*, over].   Gradient: smooth.
+    """
+
+    x: Operand
+    over: AxisRef
+    before: Dim = ZERO
+    after: Dim = ZERO
+    value: float = 0.0
+
+    def type(self) -> TensorType:
+        """Return the type with the axis lengthened."""
+        kind = tensor(self.x, "x")
+        axis = plain_axis(kind, self.over, "pad")
+        longer = replace(axis, size=axis.size + self.before + self.after)
+        return kind.with_axes(tuple(longer if a is axis else a for a in kind.axes))
+
+    def torch(self, code: Code) -> str:
+        """Return ``F.pad``, which counts axes from the last."""
+        widths = "0, 0, " * (-code.dim("x", self.over) - 1)
+        widths += f"{code.size(self.before)}, {code.size(self.after)}"
+        value = f", value={number(self.value)}" if self.value else ""
+        return f"F.pad({code['x']}, ({widths}){value})"
+
+
+@op("expand")
+class Expand(Op):
+    """The value repeated along a new last axis, without copying it.
+
+    Shape: [*] -> [*, axis].   Gradient: smooth.
+    """
+
+    x: Operand
+    axis: NewAxis
+
+    def type(self) -> TensorType:
+        """Return the type with the new axis."""
+        kind = tensor(self.x, "x")
+        return kind.with_axes((*kind.axes, free_name(kind, self.axis)))
+
+    def torch(self, code: Code) -> str:
+        """Return ``expand``."""
+        kind = self.type()
+        sizes = ["-1"] * (len(kind.axes) - 1 + kind.batched) + [code.size(self.axis.size)]
+        return f"{primary(code['x'])}.unsqueeze(-1).expand({', '.join(sizes)})"
+
+
+@op("roll")
+class Roll(Op):
+    """The entries along an axis moved by ``by`` places; what leaves one end enters the other.
+
+    Shape: [*, over] -> [*, over].   Gradient: smooth.
+    """
+
+    x: Operand
+    over: AxisRef
+    by: Dim
+
+    def type(self) -> TensorType:
+        """Return the operand's type."""
+        kind = tensor(self.x, "x")
+        plain_axis(kind, self.over, "roll")
+        return kind
+
+    def torch(self, code: Code) -> str:
+        """Return ``roll``."""
+        dim = code.dim("x", self.over)
+        return f"{primary(code['x'])}.roll({code.size(self.by)}, dims={dim})"
