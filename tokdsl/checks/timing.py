@@ -37,7 +37,7 @@ from tokdsl.checks.support import (
     unite,
 )
 from tokdsl.graph.predicates import PredicateReader
-from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.graph.program import CallNode, LoopNode, Module, OpNode, Value
 from tokdsl.ops.base import operand_fields
 from tokdsl.types.tensors import ValueType
 from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Flow, Interval
@@ -46,7 +46,7 @@ from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Flow, Interval
 Step = tuple["str | None", Reach]
 
 
-@dataclass
+@dataclass(eq=False)
 class Body:
     """The analysis of one module.
 
@@ -78,7 +78,7 @@ class Timing:
     """The analysis of a program.
 
     Args:
-        ignored: identities of nodes that are taken to read no later token.
+        ignored: identities of nodes that are taken to read no later token: causes that are known.
     """
 
     def __init__(self, ignored: frozenset[int] = frozenset()) -> None:
@@ -165,7 +165,11 @@ class Timing:
         if not mine:
             mine = [Flow(key, key)] if key in axes else [Flow(key, None, EVERYTHING)]
         for flow in mine:
-            yield self._step(body, node, name, key, flow, axes)
+            step = self._step(body, node, name, key, flow, axes)
+            if step[1].hi <= 0 or id(node) not in self.ignored:
+                yield step
+            elif step[0] is not EVERYWHERE:
+                yield step[0], Reach(min(step[1].lo, 0), 0, 0, step[1].rate)
 
     def _step(
         self, body: Body, node: OpNode, name: str, key: str, flow: Flow, axes: set[str]
@@ -174,17 +178,12 @@ class Timing:
         if interval.hi > 0 and interval.lo == -INFINITY:
             narrow = self._narrowed(body, node, name, key, axes)
             if narrow is not None:
-                return narrow[0], self._guard(node, along(narrow[1]))
+                return narrow[0], along(narrow[1])
         if flow.target is None and flow.reads == "first":
             return FIRST, OWN
         if flow.target is None or flow.target not in axes:
             return EVERYWHERE, ALL if interval.exact else PERHAPS
-        return flow.target, self._guard(node, of_flow(flow))
-
-    def _guard(self, node: Node, reach: Reach) -> Reach:
-        if id(node) in self.ignored and reach.hi > 0:
-            return Reach(min(reach.lo, 0), 0, 0, reach.rate)
-        return reach
+        return flow.target, of_flow(flow)
 
     def _narrowed(
         self, body: Body, node: OpNode, name: str, key: str, axes: set[str]
@@ -304,7 +303,8 @@ class Timing:
                 continue
             if points is None:
                 return None
-            found.append(points.renamed(_kept(value.type, node.op.flows().get(name, ()), output.type)) or points)
+            names = _kept(value.type, node.op.flows().get(name, ()), output.type)
+            found.append(points.renamed(names) or points)
         zero = any(literal(v) == 0 for v in node.inputs) or getattr(node.op, "min", None) == 0
         near: dict[str, Interval] = {}
         for points in found:

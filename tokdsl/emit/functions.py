@@ -83,7 +83,9 @@ def merge(functions: list[Function]) -> str:
     plain = {name for f in functions for name in f.plain}
     members = {pair for f in functions for pair in f.members if pair[0] != "__future__"}
     head = "from __future__ import annotations\n\n" + imports(plain, members)
-    return head + "".join(f"\n\n{f.body}\n" for f in functions)
+    bodies = "".join(f"\n\n{f.body}\n" for f in functions)
+    is_definition = functions[0].body.startswith(("def ", "class ", "@")) if functions else True
+    return head + (bodies if is_definition else bodies[1:])
 
 
 def imports(plain: set[str], members: set[tuple[str, str]]) -> str:

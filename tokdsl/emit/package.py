@@ -88,6 +88,7 @@ def _model(plan: Plan, source_name: str) -> str:
         "stages": plan.stages,
         "calls": {stage.name: _stage_arguments(plan, stage) for stage in plan.stages},
         "clocks": _clocks(plan),
+        "clock_lines": _clock_lines(plan),
         "aux": plan.aux,
         "objective": _objective_lines(plan),
         "has_objective": bool(plan.objective_result),
@@ -122,6 +123,20 @@ def _clocks(plan: Plan) -> list[dict[str, str]]:
     return found
 
 
+def _clock_lines(plan: Plan) -> list[str]:
+    """Return the statements that read the clocks of the inputs."""
+    lines: list[str] = []
+    for item in _clocks(plan):
+        if not item["needed"]:
+            continue
+        new = f"token_clock({item['input']}, {item['valid']})"
+        if plan.streaming:
+            advance = f"state.{item['variable']}.advance({item['input']}, {item['valid']})"
+            new = f"{new} if state is None else {advance}"
+        lines += classes.wrap(f"{item['variable']} = {new}", classes.INDENT)
+    return lines
+
+
 def _stage_arguments(plan: Plan, stage: StagePlan) -> str:
     variables = {c["clock"]: c["variable"] for c in _clocks(plan)}
     parts = [*stage.inputs, *(variables[name] for name in stage.clocks)]
@@ -154,14 +169,16 @@ def _class(plan: ClassPlan) -> dict[str, Any]:
 
 
 def _title(plan: ClassPlan) -> str:
+    """Return the docstring of a class: the definition's first sentence and where it stands."""
     where = classes.where(plan.span)
-    doc = plan.doc.strip().split("\n")[0].rstrip(".") if plan.doc else ""
+    doc = plan.doc.strip().split("\n")[0].split(". ")[0].split(".  ")[0].rstrip(".")
     if plan.kind == "layer":
         doc = "One layer of the `repeat`"
     elif plan.kind == "stage":
         doc = f"The stage `{plan.definition}`"
     doc = doc or f"The {plan.kind} `{plan.definition}`"
-    return f"{doc} ({where})."
+    line = f"{doc} ({where})."
+    return line if len(line) <= 88 else f"{doc}.\n\n    Defined at {where}.\n    "
 
 
 def _objective_lines(plan: Plan) -> list[str]:
@@ -215,8 +232,9 @@ def _mentions(text: str, name: str) -> bool:
 
 def _functional(plan: Plan, source_name: str) -> str:
     body = functions.merge(functions.collect(plan.functions))
-    head = f'"""Functions that the modules of this package share; every tensor is batch first.\n\n'
-    return head + f'{_header(plan, source_name)}\n"""\n\n' + body
+    head = '"""Functions that the modules of this package share; every tensor is batch first.\n\n'
+    typing = '# mypy: disable-error-code="no-any-return, no-untyped-call"\n# (parts of torch are untyped)'
+    return head + f'{_header(plan, source_name)}\n"""\n\n{typing}\n\n' + body
 
 
 def _state(plan: Plan, source_name: str) -> str:
@@ -230,7 +248,7 @@ def _state(plan: Plan, source_name: str) -> str:
     context = {
         "header": _header(plan, source_name),
         "imports": functions.imports(plain, members),
-        "shared": [f.name for f in shared],
+        "shared": ["TokenClock", "token_clock"] if shared else [],
         "bodies": [f.body for f in own],
         "classes": [
             {"name": classes.state_name(c), "owner": c.name, "fields": c.state}

@@ -315,6 +315,7 @@ class Gelu(Unary):
 
     approximate: str = "none"
     kernel: ClassVar[str | None] = "0.5 * {x} * (1.0 + tl.erf(0.7071067811865476 * {x}))"
+    slopes: ClassVar[Mapping[str, str]] = {"x": ""}
     work: ClassVar[int] = 8
 
     def type(self) -> TensorType:

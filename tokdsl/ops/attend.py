@@ -221,6 +221,10 @@ class Attend(Attention):
             found["mask"] = [found["q"][0], found["k"][0]]
         return found
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "hide later tokens: `mask = causal`, or `... and j <= i` in the condition"
+
     def gradient(self) -> dict[str, bool]:
         """Smooth in queries, keys, values and sinks; none through the mask."""
         return {name: name != "mask" for name, _ in self.operand_types()}
@@ -331,6 +335,10 @@ class AttentionMix(Attention):
         value = Flow(token_axis(self.v, "v").name, query.name, reach)  # type: ignore[arg-type]
         scores = [Flow(query.name, query.name), along]
         return {"scores": scores, "mask": scores, "v": [value]}
+
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "hide later tokens: `mask = causal`, or `... and j <= i` in the condition"
 
     def cost(self) -> Cost:
         """One product."""

@@ -116,6 +116,10 @@ class Conv1d(Op):
         name = self.tokens().name
         return {"x": [Flow(name, name, self.interval())]}
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "read the own token and earlier ones only: `causal = true`"
+
     def interval(self) -> Interval:
         """Return the offsets that are read."""
         kernel, dilation = self.kernel.number, self.dilation.number

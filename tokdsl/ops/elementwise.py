@@ -201,8 +201,12 @@ class FloorDivide(Binary):
     Shape: [*a], [*b] -> [* a and b].   Gradient: none.
     """
 
-    pattern: ClassVar[str] = "{x} // {y}"
     kernel: ClassVar[str | None] = "tl.floor({x} / {y})"
+
+    @property
+    def pattern(self) -> str:  # type: ignore[override]  # depends on the operands
+        """The operator for integers; for floats torch gives it no derivative, not even 0."""
+        return "({x} / {y}).floor()" if self.type().is_float else "{x} // {y}"
 
     def triton(self, operands: Mapping[str, str]) -> str | None:
         """Return the quotient for floats; for integers Triton rounds towards zero."""

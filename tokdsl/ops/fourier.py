@@ -35,6 +35,13 @@ class FftReal(Op):
         flows = super().flows().get("x", [])
         return {"x": [replace(f, interval=EVERYTHING) if f.source in gone else f for f in flows]}
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return (
+            "a transform over tokens reads all of them; mix with attention under `mask = causal`, "
+            "`conv1d` or `ema`"
+        )
+
     def cost(self) -> Cost:
         """A small number of FLOPs per entry; the logarithm of the length is left out."""
         return Cost(self.type().size * 10)

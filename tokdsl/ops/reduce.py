@@ -103,6 +103,13 @@ class Reduction(Rowwise):
         """A token axis that goes is read everywhere; validity reads no token."""
         return {name: flows for name, flows in super().flows().items() if name != "valid"}
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return (
+            "take a running total over the past, such as `cumsum` or `ema`, or reduce an index of "
+            "earlier tokens: `where = j <= i`"
+        )
+
     def gradient(self) -> dict[str, bool]:
         """Smooth in ``x`` unless the result is discrete."""
         smooth = self.x.is_float and self.type().is_float

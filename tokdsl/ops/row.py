@@ -66,6 +66,13 @@ class AlongRow(Rowwise):
             if name != "valid"
         }
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return (
+            "go over channels instead of tokens, or over an index of earlier tokens: "
+            "`where = j <= i`"
+        )
+
     def constant(self) -> bool:
         """Whether the axes have a single entry, so that the result does not depend on it."""
         over = self.reduction()
@@ -257,6 +264,7 @@ class Standardised(AlongRow):
                     raise Fault(
                         "operand-shape", f"`{name}` {other} has axes that {kind} has not", name
                     )
+                kind = kind.with_dtype(wide.dtype)
         return kind
 
     def options(self, code: Code) -> str:
@@ -324,7 +332,9 @@ class LayerNormalize(Standardised):
         last = kind.axes[len(kind.axes) - len(over.axes) :]
         own = [a.name for a in last]
         fits = over.axes == last and all(
-            name == "x" or ([a.name for a in other.axes] == own and not other.batched)
+            name == "x"
+            or ([a.name for a in other.axes], other.batched) == (own, False)
+            and other.dtype == self.x.dtype
             for name, other in self.operand_types()
         )
         if not fits or any(axis.clock is not None for axis in last):

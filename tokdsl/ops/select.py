@@ -85,6 +85,13 @@ class TopK(Op):
         """All positions along the axis are compared; validity reads no token."""
         return {name: flows for name, flows in super().flows().items() if name != "valid"}
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return (
+            "let every token choose (`over = experts`), or choose among earlier tokens: "
+            "`over = j, where = j <= i`"
+        )
+
     def gradient(self) -> dict[str, bool]:
         """Through the values only."""
         return {name: name == "x" for name, _ in self.operand_types()}
@@ -237,6 +244,10 @@ class Gather(Op):
             if (axis.clock is not None or axis.pack) and axis.name in result
         ]
         return found
+
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "look up positions that were chosen among earlier ones: `where = j <= i`"
 
     def gradient(self) -> dict[str, bool]:
         """None through an index."""

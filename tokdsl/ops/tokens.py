@@ -115,6 +115,10 @@ class Flip(Op):
             "x": [replace(f, interval=EVERYTHING) if f.source == self.over else f for f in flows]
         }
 
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "a reversed sequence begins with the last token; leave the order as it is"
+
     def torch(self, code: Code) -> str:
         """Return ``flip``, or a form that leaves padding alone."""
         dim = code.dim("x", self.over)
@@ -171,6 +175,10 @@ class Shift(Op):
         return {
             "x": [replace(f, interval=offset(self.by)) if f.source == own else f for f in flows]
         }
+
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "a positive `by` reads earlier tokens: `shift(x; by = 1)`"
 
     def state(self) -> StateSpec | None:
         """The last ``by`` tokens, where the past is read."""

@@ -1,0 +1,188 @@
+"""How a position came to see another one: the operations between, from the result back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokdsl.checks.reach import EVERYWHERE, FIRST, Reach, Source, join
+from tokdsl.checks.timing import Body, Timing, positions, varying
+from tokdsl.diagnostics import Label
+from tokdsl.graph.program import CallNode, LoopNode, Node, OpNode, Value
+from tokdsl.ops.base import Op
+from tokdsl.source import Span
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One operation on the way that reads other positions than its own.
+
+    Args:
+        node: the use.
+        text: what it does.
+        adds: what it reads, relative to its result.
+        trace: the calls through which it was reached, outermost first.
+    """
+
+    node: Node
+    text: str
+    adds: Reach
+    trace: tuple[Label, ...]
+
+    @property
+    def span(self) -> Span:
+        """The place in the source."""
+        return self.node.span
+
+    @property
+    def user_span(self) -> Span:
+        """The place in the user's own file: the call, for a place in the library."""
+        if self.span.file.name.startswith("std/"):
+            for label in reversed(self.trace):
+                if not label.span.file.name.startswith("std/"):
+                    return label.span
+        return self.span
+
+    @property
+    def op(self) -> Op | None:
+        """The primitive, if the hop is one."""
+        return self.node.op if isinstance(self.node, OpNode) else None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way back from a value: to which operand, along which axis, and what is read in all."""
+
+    value: Value
+    key: str | None
+    step: Reach
+    total: Reach
+    name: str = ""
+    inner: tuple[Source, str | None] | None = None
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """What is certainly read counts most; of equals the one that adds most itself."""
+        return self.total.sure, self.total.hi, self.step.hi
+
+
+class Tracer:
+    """Finds the path from a result back to an input."""
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+
+    def trace(
+        self,
+        body: Body,
+        value: Value,
+        source: Source,
+        key: str | None,
+        calls: tuple[Label, ...] = (),
+    ) -> list[Hop]:
+        """Return the hops from a value back to a source, the last operation first."""
+        hops: list[Hop] = []
+        seen = 0
+        while value.node is not None and seen < 10_000:
+            seen += 1
+            node = value.node
+            ways = self._ways(body, node, value, source, key)
+            best = max(ways, key=lambda way: way.rank, default=None)
+            if best is None:
+                break
+            if isinstance(node, OpNode):
+                if not best.step.is_own:
+                    hops.append(Hop(node, _describe(node, best), best.step, calls))
+            elif best.inner is not None:
+                hops += self._inside(body, node, value, best, calls)
+            value, key = best.value, best.key
+        return hops
+
+    def _ways(
+        self, body: Body, node: Node, value: Value, source: Source, key: str | None
+    ) -> Iterator[Candidate]:
+        if isinstance(node, OpNode):
+            yield from self._operation(body, node, value, source, key)
+        elif isinstance(node, CallNode | LoopNode):
+            yield from self._called(body, node, value, source, key)
+
+    def _operation(
+        self, body: Body, node: OpNode, value: Value, source: Source, key: str | None
+    ) -> Iterator[Candidate]:
+        flows = node.op.flows()
+        for name, operand in varying(node):
+            for mine, reach in body.reads.get(id(operand), {}).get(source, {}).items():
+                steps = self.timing.steps(body, node, name, operand, mine, value, flows)
+                for target, step in steps:
+                    if target == key:
+                        yield Candidate(operand, mine, step, join(reach, step), name)
+
+    def _called(
+        self, body: Body, node: Node, value: Value, source: Source, key: str | None
+    ) -> Iterator[Candidate]:
+        loop = isinstance(node, LoopNode)
+        for inner in body.called[id(node)]:
+            summary = inner.result(0 if loop else value.index)
+            result = inner.module.results[0 if loop else value.index]
+            names = positions(result.type, value.type)
+            for (index, axis), keys in summary.items():
+                operand = node.inputs[index]
+                back = positions(inner.inputs[index].type, operand.type)
+                reads = body.reads.get(id(operand), {}).get(source, {})
+                for mine, reach in reads.items():
+                    if mine is EVERYWHERE or mine == FIRST:
+                        if axis == "" and mine == key:
+                            yield Candidate(operand, mine, Reach(0, 0, 0), reach)
+                        continue
+                    for target, step in keys.items() if back.get(axis) == mine else ():
+                        if (names.get(target, target) if target else target) == key:
+                            place = ((index, axis), target)
+                            yield Candidate(operand, mine, step, join(reach, step), "", place)
+
+    def _inside(
+        self, body: Body, node: Node, value: Value, best: Candidate, calls: tuple[Label, ...]
+    ) -> list[Hop]:
+        assert best.inner is not None
+        source, key = best.inner
+        for inner in body.called[id(node)]:
+            index = 0 if isinstance(node, LoopNode) else value.index
+            found = inner.result(index).get(source, {}).get(key)
+            if found is not None and found == best.step:
+                label = Label(node.span, f"in `{inner.module.name}`")
+                in_place = isinstance(node, LoopNode) or inner.module.kind == "stage"
+                more = calls if in_place else (*calls, label)
+                return self.trace(inner, inner.module.results[index], source, key, more)
+        return []
+
+
+def _describe(node: OpNode, way: Candidate) -> str:
+    what = f" of `{way.value.name}`" if way.value.name else ""
+    if way.key is EVERYWHERE:
+        return f"`{node.op.op_name}` passes on a value of the whole sequence"
+    return f"`{node.op.op_name}` reads {extent(way.step)}{what}"
+
+
+def extent(reach: Reach) -> str:
+    """Return what is read in words."""
+    if reach.lo == float("-inf") and reach.hi == float("inf"):
+        return "every position" if reach.sure > float("-inf") else "positions that depend on data"
+    if reach.rate > 1:
+        lo, hi = _signed(reach.lo), _signed(reach.hi)
+        return f"{reach.rate:g} tokens per token ({lo}..{hi})"
+    if reach.rate < 1:
+        return f"one token per {1 / reach.rate:g} ({_signed(reach.lo)}..{_signed(reach.hi)})"
+    if reach.lo == reach.hi:
+        return f"position {_at(reach.hi)}"
+    if reach.lo == float("-inf"):
+        return f"everything up to {_at(reach.hi)}"
+    if reach.hi == float("inf"):
+        return f"everything from {_at(reach.lo)} on"
+    return f"positions {_at(reach.lo)} .. {_at(reach.hi)}"
+
+
+def _at(offset: float) -> str:
+    return "t" if offset == 0 else f"t{_signed(offset)}"
+
+
+def _signed(offset: float) -> str:
+    return f"{round(offset, 2):+g}" if offset else "0"
