@@ -131,12 +131,18 @@ def digest(checked: Checked) -> str:
 def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> Built:
     """Check a file and write its model's package to ``out``/<model>, whole or not at all."""
     from tokdsl.files import replaced_directory
+    from tokdsl.lower.body import Unsupported
+    from tokdsl.lower.diagnostics import NotLowered
 
     checked = check_file(path, overrides)
     if checked.report.has_errors or not checked.programs:
         return Built(checked.report)
     program = checked.programs[0]
-    files = emit_program(checked, program, path.name)
+    try:
+        files = emit_program(checked, program, path.name)
+    except Unsupported as error:
+        checked.report.add(NotLowered(span=program.span, what=str(error)))
+        return Built(checked.report)
     target = out / program.name
     with replaced_directory(target) as folder:
         for name, text in files.items():

@@ -66,6 +66,26 @@ def byte_pair_vocabulary(size: int, specials: Iterable[str] = ()) -> Vocabulary:
     return Vocabulary(size, size, {name: index for index, name in enumerate(names)}, "byte_bpe")
 
 
+def description(name: str, arguments: Mapping[str, object]) -> dict[str, object]:
+    """Return the content of the ``tokenizer.json`` of a tokenizer that a spec describes.
+
+    Args:
+        name: ``bytes``, ``chars`` or ``byte_bpe``, as in the spec.
+        arguments: what the spec gives to it.
+    """
+    match name:
+        case "bytes":
+            specials = [role for role in ("bos", "eos", "pad") if arguments.get(role)]
+            return {"kind": "bytes", "specials": specials}
+        case "chars":
+            return {"kind": "characters", "alphabet": arguments["alphabet"], "specials": []}
+        case "byte_bpe":
+            given = arguments.get("specials") or ()
+            assert isinstance(given, Iterable)
+            return {"kind": name, "vocab": arguments["vocab"], "specials": list(given)}
+    raise ValueError(f"{name} is not described but read from a file")
+
+
 def vocabulary_size(source: str | Path | Mapping[str, Any]) -> int:
     """Return how many rows an embedding needs for a ``tokenizer.json``.
 

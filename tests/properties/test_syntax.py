@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.properties.syntax_trees import modules
@@ -25,7 +25,7 @@ PROGRAMS = {
     for path in sorted(Path(__file__).parents[1].glob("unit/syntax/programs/*.tok"))
 }
 programs = st.sampled_from(sorted(PROGRAMS.values()))
-slow = settings(deadline=None, suppress_health_check=list(HealthCheck))
+slow = settings(deadline=None, max_examples=40, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 pieces = st.sampled_from(
     ["{", "}", "(", ")", "[", "]", ";", ",", "=", "==", "<", "*", "-", "|", "->", ":", ".", "\n"]
     + ["if", "else", "of", "as", "not", "model", "stage", "repeat", "residual", "block", "use"]

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import make_dataclass, replace
+from collections import namedtuple
+from dataclasses import replace
 from math import cos, log2, pi
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ SETTINGS = TrainSettings(
 )
 
 
-Output = make_dataclass("Output", ["aux", "text"])
+Output = namedtuple("Output", ["aux", "text"])
 
 
 class Place:

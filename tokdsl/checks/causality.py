@@ -124,9 +124,9 @@ class ChoiceOverTokens(
       stage text(ids: tokens[256]) {
         embed(d)
         residual {
-          score = linear(it; one: 1)
-          best, place = topk(score; k: 4, over = T)
-          it * f32(score >= min(best; over = [k, one]))
+          score = sum(linear(it; one: 1); over = one)
+          best, _ = topk(score; k: 4, over = T)
+          where(score >= min(best; over = k), it * sigmoid(score), 0.0)
         }
         rmsnorm()
         unembed(256)
@@ -138,8 +138,8 @@ class ChoiceOverTokens(
       stage text(ids: tokens[256]) {
         embed(d)
         residual {
-          score = linear(it; one: 1)
-          it * sum(sigmoid(score); over = one)
+          score = sum(linear(it; one: 1); over = one)
+          it * sigmoid(score)
         }
         rmsnorm()
         unembed(256)

@@ -90,6 +90,7 @@ def _model(plan: Plan, source_name: str) -> str:
         "clocks": _clocks(plan),
         "clock_lines": _clock_lines(plan),
         "aux": plan.aux,
+        "aux_lists": ", ".join("[]" for _ in plan.aux),
         "objective": _objective_lines(plan),
         "has_objective": bool(plan.objective_result),
         "terms": plan.terms,

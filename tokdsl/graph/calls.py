@@ -11,7 +11,7 @@ from tokdsl.graph.expressions import Expressions
 from tokdsl.graph.frame import Frame
 from tokdsl.graph.program import Value
 from tokdsl.graph.statics import AbstractClosure, Closure, StaticError, Unknown
-from tokdsl.ops.base import Argument, AxisRef, NewAxis, Op, arguments
+from tokdsl.ops.base import Argument, AxisRef, Fault, NewAxis, Op, arguments
 from tokdsl.resolve.modules import DefinitionRef
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
@@ -160,7 +160,9 @@ class Calls(Expressions):
                 axes = next((a for a in fields.values() if a.kind == "new_axes"), None)
                 raise self._unknown_argument(frame, cls.op_name, name, argument, fields, axes)
             if spec.kind in OPERAND_KINDS:
-                inputs[name] = self._operand(frame, argument.value)
+                operand = self._operand(frame, argument.value, spec.optional)
+                if operand is not None:
+                    inputs[name] = operand
             else:
                 values[name] = self._op_static(frame, spec, argument.value)
         self._op_positional(frame, cls, node, given, inputs, values)
@@ -177,8 +179,10 @@ class Calls(Expressions):
             )
         return self.finish_op(frame, cls, inputs, values, node, closure)
 
-    def _operand(self, frame: Frame, node: tree.Expression) -> Value:
+    def _operand(self, frame: Frame, node: tree.Expression, optional: bool) -> Value | None:
         value = self.evaluate(frame, node)
+        if value is None and optional:
+            return None
         if value is None:
             raise self.fail(frame, "no-value", node.span, "`none` is not a tensor")
         return self.tensor(frame, value, node)
@@ -298,6 +302,8 @@ class Calls(Expressions):
         value = self.evaluate(frame, node)
         if spec.kind == "sizes":
             return value if isinstance(value, tuple) else (value,)
+        if isinstance(value, Unknown) and spec.optional:
+            return spec.default
         return self._coerce(frame, spec.kind, value, node, spec.name, spec.optional)
 
     def initialiser(self, frame: Frame, node: tree.Expression) -> str | None:
@@ -448,9 +454,24 @@ class Calls(Expressions):
             sorted(inputs.items(), key=lambda item: _rank(item[0], order))
         )
         op = cls(**data)
+        if any(isinstance(v.type, UnknownType) for v in inputs.values()):
+            raise Poison
+        try:
+            op.type()
+        except Fault as fault:
+            raise self.fault(frame, fault, node.span, node) from None
         attribute = ""
         if op_owns(op):
             attribute = self._attribute_for(frame, closure, cls.op_name, node)
+        if closure is not None and closure.shared:
+            first = frame.shared.setdefault(closure.shared, op.parameters())
+            if first != op.parameters():
+                raise self.fail(
+                    frame,
+                    "shared-mismatch",
+                    node.span,
+                    f"the shared `{closure.shared}` is used on another type than before",
+                )
         results = self.apply(frame, op, ordered, node.span, node, attribute)
         self.note_companions(frame, results)
         if frame.stack is not None and op.op_name in ("weight", "buffer"):

@@ -23,6 +23,7 @@ class SizeMismatch(Diagnostic, code="TOK301", name="size-mismatch", severity=ERR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -46,6 +47,7 @@ class ClockMismatch(Diagnostic, code="TOK302", name="clock-mismatch", severity=E
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -65,6 +67,7 @@ class UnknownAxis(Diagnostic, code="TOK303", name="unknown-axis", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -84,6 +87,7 @@ class OperandKind(Diagnostic, code="TOK304", name="operand-kind", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -103,6 +107,7 @@ class AxisTaken(Diagnostic, code="TOK305", name="axis-taken", severity=ERROR):
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -122,6 +127,7 @@ class UnknownArgument(Diagnostic, code="TOK306", name="unknown-argument", severi
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -141,6 +147,7 @@ class MissingArgument(Diagnostic, code="TOK307", name="missing-argument", severi
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -160,6 +167,7 @@ class ArgumentType(Diagnostic, code="TOK308", name="argument-type", severity=ERR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -179,6 +187,7 @@ class NotDivisible(Diagnostic, code="TOK309", name="not-divisible", severity=ERR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -198,6 +207,7 @@ class ResultMismatch(Diagnostic, code="TOK310", name="result-mismatch", severity
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -217,6 +227,7 @@ class StaticValue(Diagnostic, code="TOK311", name="static-value", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -236,6 +247,7 @@ class NotCallable(Diagnostic, code="TOK312", name="not-callable", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -255,6 +267,7 @@ class RepeatCount(Diagnostic, code="TOK313", name="repeat-count", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -274,6 +287,7 @@ class TypeNotKept(Diagnostic, code="TOK314", name="type-not-kept", severity=ERRO
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -293,6 +307,7 @@ class ConditionNotStatic(Diagnostic, code="TOK315", name="condition-not-static",
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -312,6 +327,7 @@ class NoValue(Diagnostic, code="TOK316", name="no-value", severity=ERROR):
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -331,6 +347,7 @@ class ResultCount(Diagnostic, code="TOK317", name="result-count", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -352,6 +369,7 @@ class OperandShape(Diagnostic, code="TOK318", name="operand-shape", severity=ERR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -359,11 +377,19 @@ class UnknownOverride(Diagnostic, code="TOK319", name="unknown-override", severi
     """A value is set for a parameter that the model does not have.
 
     `--set name=value` and `load(..., name=value)` set the parameters of the model's header.
+
+    ```sh error
+    tokdsl check model.tok --set dd=64
+    ```
+    ```sh ok
+    tokdsl check model.tok --set d=64
+    ```
     """
 
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -389,6 +415,7 @@ class ObjectiveNotScalar(Diagnostic, code="TOK320", name="objective-not-scalar",
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -414,6 +441,7 @@ class UnknownAux(Diagnostic, code="TOK321", name="unknown-aux", severity=ERROR):
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -439,6 +467,7 @@ class UnknownFact(Diagnostic, code="TOK322", name="unknown-fact", severity=ERROR
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -458,6 +487,7 @@ class SharedMismatch(Diagnostic, code="TOK323", name="shared-mismatch", severity
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -479,6 +509,7 @@ class RequirementBroken(Diagnostic, code="TOK325", name="requirement-broken", se
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -506,6 +537,7 @@ class VocabularyMismatch(Diagnostic, code="TOK326", name="vocabulary-mismatch", 
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text
 
 
@@ -529,4 +561,5 @@ class NotAStage(Diagnostic, code="TOK324", name="not-a-stage", severity=ERROR):
     text: str
 
     def message(self) -> str:
+        """Return expected, then found."""
         return self.text

@@ -213,5 +213,5 @@ class Program:
                 elif id(module) not in seen:
                     seen.add(id(module))
                     stack.append((module, True))
-                    stack.extend((m, False) for m in module.modules())
+                    stack.extend((m, False) for m in reversed(list(module.modules())))
         return order

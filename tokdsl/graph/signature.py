@@ -108,7 +108,7 @@ def _match_axis(
 ) -> Axis:
     name = formal.name or axis.name
     if formal.name is not None and is_token_name(formal.name):
-        if axis.clock is None and axis.group is None and not axis.pack:
+        if axis.clock is None and axis.group is None:
             raise Fault(
                 "operand-shape",
                 f"`{formal.name}` must be a token axis, but operand `{operand}` {actual} has "

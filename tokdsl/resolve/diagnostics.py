@@ -17,7 +17,7 @@ class UnknownModule(Diagnostic, code="TOK201", name="unknown-module", severity=E
     ```
     ```tok ok
     use std.attention { gqa }
-    fn f(x: [*, d]) -> [*, d] { gqa(x; heads = 2) }
+    attention f(x: [T, d]) -> [T, d] { gqa(x; heads = 2) }
     ```
     """
 
@@ -25,11 +25,14 @@ class UnknownModule(Diagnostic, code="TOK201", name="unknown-module", severity=E
     looked_in: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"no module `{self.module}` in {self.looked_in}"
 
 
 class UnknownImport(Diagnostic, code="TOK202", name="unknown-import", severity=ERROR):
     """A `use` asks a module for a name that it does not define.
+
+    The message names the nearest definition of that module.
 
     ```tok error
     use std.ffn { swigloo }
@@ -44,6 +47,7 @@ class UnknownImport(Diagnostic, code="TOK202", name="unknown-import", severity=E
     missing: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"module `{self.module}` has no `{self.missing}`"
 
 
@@ -52,22 +56,25 @@ class CyclicUse(Diagnostic, code="TOK203", name="cyclic-use", severity=ERROR):
 
     Move what both need into a third file.
 
-    ```tok error
-    use self_cycle { f }
+    ```sh error
+    echo 'use two { f }' > one.tok; echo 'use one { g }' > two.tok; tokdsl check one.tok
     ```
-    ```tok ok
-    fn f(x: [*, d]) -> [*, d] { x + 1 }
+    ```sh ok
+    tokdsl check model.tok
     ```
     """
 
     path: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"files use each other in a circle: {self.path}"
 
 
 class NameTaken(Diagnostic, code="TOK204", name="name-taken", severity=ERROR):
     """Two things in one scope have the same name.
+
+    Rename one of them, or import it under another name: `use std.ffn { swiglu as mlp }`.
 
     ```tok error
     fn f(x: [*, d]) -> [*, d] { x + 1 }
@@ -82,11 +89,15 @@ class NameTaken(Diagnostic, code="TOK204", name="name-taken", severity=ERROR):
     taken: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"the name `{self.taken}` is already defined"
 
 
 class UnknownName(Diagnostic, code="TOK205", name="unknown-name", severity=ERROR):
     """A name is not defined in this scope.
+
+    Names are looked up in the body, the file, what it imports, and the common names of the
+    standard library. The message suggests the nearest one.
 
     ```tok error
     fn f(x: [*, d]) -> [*, d] { y + 1 }
@@ -99,11 +110,14 @@ class UnknownName(Diagnostic, code="TOK205", name="unknown-name", severity=ERROR
     unknown: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"unknown name `{self.unknown}`"
 
 
 class UnusedImport(Diagnostic, code="TOK206", name="unused-import", severity=WARNING):
     """A name is imported and never used.
+
+    Remove it from the `use`.
 
     ```tok error
     use std.ffn { swiglu }
@@ -118,6 +132,7 @@ class UnusedImport(Diagnostic, code="TOK206", name="unused-import", severity=WAR
     unused: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"`{self.unused}` is imported and never used"
 
 
@@ -137,4 +152,5 @@ class RecursiveDefinition(Diagnostic, code="TOK207", name="recursive-definition"
     path: str
 
     def message(self) -> str:
+        """Say what is wrong in one line."""
         return f"definitions call each other without end: {self.path}"

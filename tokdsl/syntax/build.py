@@ -444,11 +444,9 @@ class Build:
         """Build a `Model`."""
         parameters: tuple[tree.Parameter, ...] = ()
         if len(children) > 3:
-            operands, parameters = children[2].items
-            parameters = (
-                *(_parameter(o) for o in operands),
-                *parameters,
-            )
+            operands, declared = children[2].items
+            both = [*(_parameter(operand) for operand in operands), *declared]
+            parameters = tuple(sorted(both, key=lambda parameter: parameter.span.start))
         word, name = children[:2]
         return tree.Model(
             self.span(start, end), name, self.name_span(start, word, name),

@@ -9,6 +9,7 @@ from tokdsl.source import SourceFile, Span
 from tokdsl.syntax.layout import Fault
 from tokdsl.syntax.lexer import Mistake
 from tokdsl.syntax.literals import UNITS
+from tokdsl.syntax.mistakes import UnexpectedToken
 
 
 class UnclosedBracket(Diagnostic, code="TOK104", name="unclosed-bracket", severity=Severity.ERROR):
@@ -45,6 +46,32 @@ class UnclosedBracket(Diagnostic, code="TOK104", name="unclosed-bracket", severi
     def label(self) -> str:
         """Say it shortly."""
         return f"this `{self.sign}` is never closed"
+
+
+class MissingBrace(Diagnostic, code="TOK118", name="missing-brace", severity=Severity.ERROR):
+    """A block has no opening brace.
+
+    The indented lines that follow are read as the block.
+
+    ```tok error
+    fn double(x: [*, d]) -> [*, d]
+      2 * x
+    }
+    ```
+    ```tok ok
+    fn double(x: [*, d]) -> [*, d] {
+      2 * x
+    }
+    ```
+    """
+
+    def message(self) -> str:
+        """Say what is missing."""
+        return "expected `{` before the lines of the block"
+
+    def label(self) -> str:
+        """Say where it belongs."""
+        return "`{` belongs behind this"
 
 
 class StrayBracket(Diagnostic, code="TOK105", name="stray-bracket", severity=Severity.ERROR):
@@ -323,15 +350,25 @@ def _run(mistakes: list[Mistake], place: int) -> list[Mistake]:
 
 
 def fault_findings(source: SourceFile, faults: list[Fault], limit: int) -> Iterator[Diagnostic]:
-    """Report brackets without a partner and brackets that are too deep."""
+    """Report brackets without a partner and brackets that are too deep, once per line."""
     closers = {"(": ")", "[": "]", "{": "}"}
+    lines: set[int] = set()
     for fault in faults:
         span = Span(source, fault.start, fault.start + 1)
+        if span.line in lines:
+            continue
+        lines |= {span.line, source.position(fault.at)[0]}
         if fault.kind == "stray":
             fix = Fix(f"remove the `{fault.sign}`", (Edit(span, ""),))
             yield StrayBracket(span=span, sign=fault.sign, fix=fix)
         elif fault.kind == "deep":
             yield NestedTooDeep(span=span, limit=limit)
+        elif fault.kind == "foreign":
+            yield UnexpectedToken(span=span, expected="a value", found=f"`{fault.sign}`")
+        elif fault.kind == "unopened":
+            here = Span(source, fault.at, fault.at)
+            fix = Fix("insert ` {`", (Edit(here, " {"),))
+            yield MissingBrace(span=Span(source, max(fault.at - 1, 0), fault.at), fix=fix)
         else:
             yield _unclosed(source, fault, span, closers[fault.sign])
 

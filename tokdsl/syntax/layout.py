@@ -15,6 +15,9 @@ from tokdsl.syntax.lexer import Lexed, Tokens
 #: Brackets deeper than this are refused, so that no later pass can run out of stack.
 DEPTH_LIMIT = 100
 
+#: Lines inside each other that look like new statements before a bracket is taken as unclosed.
+STOP_LIMIT = 4
+
 CLOSER = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
 OPENER = {closer: opener for opener, closer in CLOSER.items()}
 SIGN = {"LPAR": "(", "RPAR": ")", "LSQB": "[", "RSQB": "]", "LBRACE": "{", "RBRACE": "}"}
@@ -52,6 +55,8 @@ STATEMENT_WORDS = {
 }
 #: Words that are keywords in some places and names in all others.
 SOFT_WORDS = ITEM_WORDS | STATEMENT_WORDS.keys() | {"AS", "OF"}
+#: Words whose statement ends with a block.
+BLOCK_HEADS = {"MODEL", "KIND", "STAGE", "REPEAT", "RESIDUAL", "WEIGHTS", "IF"}
 _WORDLIKE = SOFT_WORDS | {"NAME"}
 #: What may begin a line inside brackets although the line before it looked complete.
 _INSIDE_BEFORE = GOES_ON_BEFORE | _OPERATORS | {"RPAR", "RSQB", "RBRACE", "VBAR"}
@@ -67,9 +72,11 @@ class Frame:
         block: whether it holds statements.
         head: the first token of the present statement, or nothing before it.
         ifs: how many ``if`` and ``else`` still wait for their brace.
-        indent: how far the line of its opening is indented.
+        lead: where the present statement starts.
+        indent: how far the line of the statement that opened it is indented.
         stop: the first line inside it that seems to lie outside of it (of brackets: one that looks
             like a new statement; of a block: one that is not indented), as a state to go back to.
+        added: whether its bracket was not written.
     """
 
     kind: str
@@ -77,8 +84,10 @@ class Frame:
     block: bool
     head: str = ""
     ifs: int = 0
+    lead: int = 0
     indent: int = -1
     stop: State | None = None
+    added: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +104,9 @@ class State:
 class Fault:
     """A bracket without a partner, or brackets that are too deep.
 
-    ``kind`` is ``unclosed``, ``stray`` or ``deep``; ``start`` is the bracket and ``at`` the place
-    where its partner was missed; ``others`` are brackets that were left open with it.
+    ``kind`` is ``unclosed``, ``stray``, ``foreign`` (opens where nothing can be opened),
+    ``unopened`` (a block without its brace) or ``deep``; ``start`` is the bracket and ``at`` the
+    place where its partner was missed; ``others`` are brackets that were left open with it.
     """
 
     kind: str
@@ -189,7 +199,12 @@ class _Layout:
                     self.end_statement(top, at)
                     at += 1
                     continue
+                if top.added and first[at] and self.ends_added(top, at):
+                    continue
                 if top.head and first[at] and out.kinds and not self.goes_on(top, at):
+                    if top.head in BLOCK_HEADS and self.lacks_block(top, at):
+                        self.add_opener(top, at)
+                        continue
                     self.end_statement(top, at)
                 if not top.head and kind != "RBRACE":
                     kind = self.begin_statement(top, at)
@@ -197,7 +212,9 @@ class _Layout:
                     kind = self.inner_word(at)
             else:
                 if first[at] and top.stop is None and self.is_suspicious(at):
-                    self.mark_stop(at)
+                    frame = self.mark_stop(at)
+                    if frame is not None and self.may_go_back(frame.stop.raw, at):
+                        return self.go_back(frame.stop, frame.raw)
                 if kind in SOFT_WORDS:
                     kind = self.inner_word(at)
             if kind in CLOSER:
@@ -234,6 +251,7 @@ class _Layout:
             kind = kind if is_word else "NAME"
         frame.head = kind
         frame.ifs = 0
+        frame.lead = raw.starts[at]
         if self.first[at] and frame.stop is None and frame.indent >= 0:
             if self.column(raw.starts[at]) <= frame.indent:
                 frame.stop = self.state(at)
@@ -313,7 +331,8 @@ class _Layout:
             return False
         stack.append(Frame(kind, at, block))
         if block:
-            stack[-1].indent = self.indent(self.raw.starts[at])
+            outer = next(frame for frame in reversed(stack[:-1]) if frame.block)
+            stack[-1].indent = self.indent(outer.lead)
         return True
 
     def close(self, at: int, kind: str) -> None:
@@ -331,6 +350,10 @@ class _Layout:
 
     def refuse(self, at: int) -> int:
         """Deal with an opening bracket that cannot stand; return where to go on."""
+        if len(self.stack) <= DEPTH_LIMIT and self.closes_later(at):
+            start = self.raw.starts[at]
+            self.faults.append(Fault("foreign", SIGN[self.raw.kinds[at]], start, start))
+            return at + 1
         if len(self.stack) > DEPTH_LIMIT:
             for frame in self.stack:
                 if frame.stop and not frame.block and self.may_go_back(frame.stop.raw, at):
@@ -342,6 +365,11 @@ class _Layout:
     def mismatch(self, at: int, kind: str) -> int:
         """Deal with a closing bracket whose partner is not the last one opened."""
         wanted = OPENER[kind]
+        inside = self.bracket_run() < len(self.stack)
+        if kind == "RBRACE" and inside and not self.first[at] and self.closes_later(at):
+            start = self.raw.starts[at]
+            self.faults.append(Fault("stray", SIGN[kind], start, start))
+            return at + 1
         for depth in range(len(self.stack) - 1, 0, -1):
             frame = self.stack[depth]
             if frame.kind == wanted:
@@ -355,6 +383,42 @@ class _Layout:
         start = self.raw.starts[at]
         self.faults.append(Fault("stray", SIGN[kind], start, start))
         return at + 1
+
+    def closes_later(self, at: int) -> bool:
+        """Return whether the rest of the line closes more round and square brackets than it opens."""
+        depth = 0
+        for place in range(at + 1, len(self.raw)):
+            kind = self.raw.kinds[place]
+            if self.first[place]:
+                return False
+            depth += (kind in ("LPAR", "LSQB")) - (kind in ("RPAR", "RSQB"))
+            if depth < 0:
+                return True
+        return False
+
+    def lacks_block(self, frame: Frame, at: int) -> bool:
+        """Return whether a statement ended without its block, and an indented line follows."""
+        if self.out.kinds[-1] == "RBRACE" or self.raw.kinds[at] == "RBRACE":
+            return False
+        return self.column(self.raw.starts[at]) > self.indent(frame.lead)
+
+    def add_opener(self, frame: Frame, at: int) -> None:
+        """Begin the block of a statement that has none: its brace was forgotten."""
+        here = self.out.ends[-1]
+        self.faults.append(Fault("unopened", "{", here, here))
+        self.out.add("LBRACE", "{", here, here)
+        indent = self.indent(frame.lead)
+        self.stack.append(Frame("LBRACE", at - 1, True, indent=indent, added=True))
+
+    def ends_added(self, frame: Frame, at: int) -> bool:
+        """Close a block without a brace before a line that is not indented."""
+        is_out = self.column(self.raw.starts[at]) <= frame.indent
+        if not is_out or self.raw.kinds[at] == "RBRACE":
+            return False
+        here = self.out.ends[-1]
+        self.out.add("RBRACE", "}", here, here)
+        self.stack.pop()
+        return True
 
     def bracket_run(self) -> int:
         """Return the depth at which the brackets begin that are open on top of a block."""
@@ -382,8 +446,9 @@ class _Layout:
         """Report the bracket at ``depth`` as unclosed and close it and all inside it."""
         here = self.out.ends[-1]
         starts = [self.raw.starts[frame.raw] for frame in self.stack[depth:]]
-        sign = SIGN[self.stack[depth].kind]
-        self.faults.append(Fault("unclosed", sign, starts[0], here, tuple(starts[1:])))
+        if not self.stack[depth].added:
+            sign = SIGN[self.stack[depth].kind]
+            self.faults.append(Fault("unclosed", sign, starts[0], here, tuple(starts[1:])))
         while len(self.stack) > depth:
             closer = CLOSER[self.stack.pop().kind]
             self.out.add(closer, SIGN[closer], here, here)
@@ -431,12 +496,18 @@ class _Layout:
             return False
         return self.raw.kinds[at] not in _INSIDE_BEFORE
 
-    def mark_stop(self, at: int) -> None:
-        """Remember a line that looks like a new statement, for all brackets of the run."""
+    def mark_stop(self, at: int) -> Frame | None:
+        """Remember a line that looks like a new statement, for all brackets of the run.
+
+        Returns the first bracket of the run when there are so many such lines that it must be open.
+        """
         state = self.state(at)
-        for frame in self.stack[self.bracket_run() :]:
+        run = self.stack[self.bracket_run() :]
+        for frame in run:
             if frame.stop is None:
                 frame.stop = state
+        stops = {id(frame.stop) for frame in run}
+        return run[0] if len(stops) > STOP_LIMIT else None
 
     def state(self, at: int) -> State:
         """Return the present state, before the token at ``at``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from tokdsl.syntax.comments import Comments
 from tokdsl.syntax.engine import begin, finish, run
 from tokdsl.syntax.faults import (
     NestedTooDeep,
+    StrayBracket,
     encoding_findings,
     fault_findings,
     is_binary,
@@ -60,7 +62,7 @@ def _parse(source: SourceFile) -> tuple[tree.Module, list[Diagnostic]]:
     reader = Reader(source, build, tainted_places(lexed.mistakes, laid.faults))
     items = tuple(reader.item(laid.tokens, low, high) for low, high in laid.items)
     report.extend(found)
-    return tree.Module(whole, items), report.sorted()
+    return tree.Module(whole, items), drop_echoes(items, report.sorted())
 
 
 class Reader:
@@ -102,6 +104,32 @@ class Reader:
             span = Span(self.source, tokens.starts[deep], tokens.ends[deep])
             self.build.found.append(NestedTooDeep(span=span, limit=NESTING_LIMIT))
         return tree.BrokenItem(Span(self.source, start, end))
+
+
+def drop_echoes(items: tuple[tree.Item, ...], found: list[Diagnostic]) -> list[Diagnostic]:
+    """Drop what only echoes a mistake in the item before: its end was taken for too early.
+
+    A brace that closes nothing and statements outside of an item, behind an item that has a
+    finding of its own, come from that; behind one without, only the brace is reported.
+    """
+    if not any(isinstance(finding, StrayBracket) for finding in found):
+        return found
+    proper = [item.span for item in items if not isinstance(item, tree.BrokenItem)]
+    starts = [span.start for span in proper]
+    groups: dict[int, list[Diagnostic]] = {}
+    for finding in found:
+        groups.setdefault(bisect_right(starts, finding.span.start) - 1, []).append(finding)
+    kept: list[Diagnostic] = []
+    for place, group in groups.items():
+        end = proper[place].end if place >= 0 else 0
+        behind = [finding for finding in group if finding.span.start >= end]
+        braces = [f for f in behind if isinstance(f, StrayBracket) and f.sign == "}"]
+        if place < 0 or not braces:
+            kept += group
+            continue
+        inside = [finding for finding in group if finding.span.start < end]
+        kept += inside or braces[:1]
+    return kept
 
 
 def tainted_places(mistakes: list[Mistake], faults: list[Fault]) -> set[int]:

@@ -16,7 +16,7 @@ WIDTH = 100
 HANG_LIMIT = 60
 
 #: How tightly a form binds; a looser one inside a tighter one needs round brackets.
-OPEN, CHOICE, NEGATED, COMPARED, SUM, PRODUCT, SIGNED, POWER, POSTFIX, ATOM = range(10)
+OPEN, CHOICE, NEGATED, COMPARED, SUM, PRODUCT, SIGNED, POWER, POSTFIX, ATOM, CLOSED = range(11)
 CONJUNCTION = 1.5
 _BINARY: dict[str, tuple[float, float, float]] = {
     "or": (CHOICE, CHOICE, CONJUNCTION),

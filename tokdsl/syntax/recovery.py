@@ -8,6 +8,7 @@ cannot be mended becomes a `BrokenStatement` with one finding.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -48,7 +49,9 @@ class Block:
     nodes: list[tree.Node] = field(default_factory=list)
     tokens: Tokens = field(default_factory=Tokens)
     brackets: int = 0
-    listing: bool = False
+    mark: int = 0
+    fitted: bool = False
+    misplaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Recovery:
         self.found = build.found
         self.after_junk = False
         self.embedded = False
+        self.hopeless: list[tuple[int, int, int]] = []
 
     # ------------------------------------------------------------------ blocks
 
@@ -107,20 +111,22 @@ class Recovery:
 
     def fold(self, tokens: Tokens) -> Tokens:
         """Read the blocks of a text and put one token in the place of each."""
+        self.hopeless.clear()
         blocks = [Block("", tokens.starts[0])]
         for place, kind in enumerate(tokens.kinds):
             block = blocks[-1]
             own = block.tokens
             if kind == "LBRACE" and not (own.kinds and own.kinds[0] == "USE"):
                 rule = _BLOCK_RULES.get(own.kinds[0], "statement") if own.kinds else "statement"
-                blocks.append(
-                    Block("statement" if block.brackets else rule, tokens.starts[place])
-                )
+                rule = "statement" if block.brackets else rule
+                blocks.append(Block(rule, tokens.starts[place], mark=len(self.found)))
             elif kind == "RBRACE" and not (own.kinds and own.kinds[0] == "USE"):
                 self.end_statement(block)
                 blocks.pop()
                 end = tokens.ends[place]
                 body = tree.Body(Span(self.source, block.start, end), tuple(block.nodes))  # type: ignore[arg-type]
+                if not block.fitted:
+                    self.hopeless.append((block.start, block.mark, len(self.found)))
                 blocks[-1].tokens.add("BODY", body, block.start, end)
             elif kind == "_END" and len(blocks) > 1:
                 self.end_statement(block)
@@ -149,7 +155,14 @@ class Recovery:
     def end_statement(self, block: Block) -> None:
         """Read the statement that a block has collected."""
         if len(block.tokens):
-            block.nodes.extend(self.statement(block.tokens, block.rule))
+            before = len(self.found)
+            nodes = self.statement(block.tokens, block.rule)
+            block.nodes.extend(nodes)
+            block.fitted |= not all(isinstance(node, tree.BrokenStatement) for node in nodes)
+            misplaced = isinstance(self.found[-1], MisplacedStatement) if self.found[before:] else False
+            if misplaced and block.misplaced:
+                self.found.pop()  # of several in a row only the first is reported
+            block.misplaced = misplaced
         block.tokens = Tokens()
         block.brackets = 0
 
@@ -214,7 +227,20 @@ class Recovery:
         nodes = self.mend(tokens, rule)
         if self.is_tainted(tokens):
             del self.found[before:]
+        elif isinstance(nodes[0], tree.BrokenStatement):
+            self.forget_blocks(tokens.starts[0], before)
         return nodes
+
+    def forget_blocks(self, start: int, before: int) -> None:
+        """Drop the findings in blocks of a broken statement in which nothing fitted.
+
+        What such a block holds was most likely meant for another kind of statement.
+        """
+        while self.hopeless and self.hopeless[-1][0] >= start:
+            _, low, high = self.hopeless.pop()
+            if high <= before:
+                del self.found[low:high]
+                before -= high - low
 
     def mend(self, tokens: Tokens, rule: str) -> list[tree.Node]:
         """Read a statement that does not fit, filling its gaps."""
@@ -299,7 +325,7 @@ class Recovery:
         states = failure.stacks.states
         kinds = [k for k in self.tables.actions[states[-1]] if k[0] in "$_" or k.isupper()]
         fitting = {k for k in kinds if accepts(self.tables, states, (k,))}
-        if fitting >= {"COMMA", "EQUAL"}:  # more targets of an equation: hardly meant
+        if rule in _PLACES and fitting >= {"COMMA", "EQUAL"}:  # more targets of an equation: hardly meant
             fitting -= {"COMMA"} if place == 1 else {"COMMA", "EQUAL"}
         words = expected_words(fitting)
         if self.embedded:
@@ -392,10 +418,8 @@ class Recovery:
         inner = [
             (tokens.starts[i], tokens.ends[i]) for i, k in enumerate(tokens.kinds) if k == "BODY"
         ]
-        return any(
-            low <= place <= high and not any(a < place < b for a, b in inner)
-            for place in self.tainted
-        )
+        near = self.tainted[bisect_left(self.tainted, low) : bisect_right(self.tainted, high)]
+        return any(not any(a < place < b for a, b in inner) for place in near)
 
     def line_end(self, tokens: Tokens, place: int) -> int:
         """Return where the line of a token ends."""

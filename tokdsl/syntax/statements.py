@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tokdsl.syntax import tree
 from tokdsl.syntax.layout import is_statement_word
 from tokdsl.syntax.lexer import lex
-from tokdsl.syntax.printing import CHOICE, ExpressionPrinter, Groups, Room, joined
+from tokdsl.syntax.printing import CHOICE, CLOSED, OPEN, ExpressionPrinter, Groups, Room, joined
 from tokdsl.syntax.tables import load_tables
 
 
@@ -23,14 +23,14 @@ class StatementPrinter(ExpressionPrinter):
                 text = self.flat(node.value)
                 return None if text is None else guarded(text)
             case tree.Assign() | tree.Aux() | tree.Objective() | tree.WeightRule():
-                return joined(self.head(node), self.flat(node.value))
+                return joined(self.head(node), self.flat(node.value, self.level(node)))
             case tree.Require():
-                return joined("require ", self.flat_groups([node.conditions]))
+                first = self.flat(node.conditions[0], self.level(node))
+                rest = [joined(", ", self.flat(condition)) for condition in node.conditions[1:]]
+                return joined("require ", first, *rest)
             case tree.Repeat():
-                return joined(
-                    "repeat ", self.flat(node.count, CHOICE), index_text(node), " ",
-                    self.flat_body(node.body),
-                )  # fmt: skip
+                count = self.flat(node.count, self.level(node))
+                return joined("repeat ", count, index_text(node), " ", self.flat_body(node.body))
             case tree.Residual() | tree.Stage():
                 groups = statement_groups(node)
                 brackets = joined("(", self.flat_groups(groups), ")") if groups else ""
@@ -57,6 +57,29 @@ class StatementPrinter(ExpressionPrinter):
             case _:
                 return "residual"
 
+    def level(self, node: tree.Node) -> float:
+        """Return how tightly the first value of a statement must bind.
+
+        After `repeat`, `require` and `objective` some signs would make a name of the word.
+        """
+        if isinstance(node, tree.Repeat):
+            return CLOSED if self.begins(node.count, "[-|") else CHOICE
+        if isinstance(node, tree.Require):
+            return CLOSED if self.begins(node.conditions[0], "[-|") else OPEN
+        if isinstance(node, tree.Objective):
+            return CLOSED if self.begins(node.value, "[") else OPEN
+        return OPEN
+
+    def begins(self, node: tree.Node, signs: str) -> bool:
+        """Return whether the text of an expression begins with one of some signs."""
+        while isinstance(node, (tree.Binary, tree.Call, tree.Attribute, tree.Index)):
+            node = first_inside(node)
+        if isinstance(node, tree.ListExpression):
+            return "[" in signs
+        if isinstance(node, tree.Lambda):
+            return "|" in signs
+        return isinstance(node, tree.Unary) and node.operator == "-" and "-" in signs
+
     # ------------------------------------------------------------------ where it fits
 
     def statement(self, node: tree.Node, indent: int) -> str:
@@ -70,13 +93,17 @@ class StatementPrinter(ExpressionPrinter):
                 return guarded(self.text(node.value, room))
             case tree.Assign() | tree.Aux() | tree.Objective() | tree.WeightRule():
                 head = self.head(node)
-                return head + self.text(node.value, room.after(head))
+                return head + self.text(node.value, room.after(head), self.level(node))
             case tree.Require():
-                head = room.after("require ")
-                return "require " + self._filled([(c, ",") for c in node.conditions], head)[:-1]
+                text = "require "
+                for place, condition in enumerate(node.conditions):
+                    pad = f",\n{' ' * (indent + 8)}" if place else ""
+                    level = OPEN if place else self.level(node)
+                    text += pad + self.text(condition, Room(indent + 8, indent + 8, 1), level)
+                return text
             case tree.Repeat():
                 tail = f"{index_text(node)} "
-                head_text = f"repeat {self.text(node.count, room.after('repeat '), CHOICE)}{tail}"
+                head_text = f"repeat {self.text(node.count, room.after('repeat '), self.level(node))}{tail}"
                 return head_text + self.block(node.body, room.after(head_text))
             case tree.Residual() | tree.Stage():
                 text = self.head(node)
@@ -132,6 +159,13 @@ class StatementPrinter(ExpressionPrinter):
             room = Room(len(head), 0, len(" {"))
             head += self.bracketed(node, [node.parameters], ")", room)
         return head + " "
+
+
+def first_inside(node: tree.Binary | tree.Call | tree.Attribute | tree.Index) -> tree.Node:
+    """Return the part of an expression that its text begins with."""
+    if isinstance(node, tree.Binary):
+        return node.left
+    return node.function if isinstance(node, tree.Call) else node.value
 
 
 def index_text(node: tree.Repeat) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from math import log
 from typing import Any
 
@@ -123,10 +123,9 @@ def _batches(
         yield torch.from_numpy(ids), torch.from_numpy(counted)
 
 
-def _prediction(output: Any, shape: torch.Size, vocabulary: int) -> Tensor | None:
+def _prediction(output: Iterable[Any], shape: torch.Size, vocabulary: int) -> Tensor | None:
     """Return the first output that has a score per position and token."""
-    for field in fields(output):
-        value = getattr(output, field.name)
+    for value in output:
         if (
             isinstance(value, Tensor)
             and value.dim() == 3

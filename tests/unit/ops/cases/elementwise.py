@@ -47,6 +47,8 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "not_equal": torch.ne,
 }
 
+_ALIKE = ("less_equal", "greater", "greater_equal", "not_equal")
+
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "negate": torch.neg,
     "abs": torch.abs,
@@ -79,7 +81,7 @@ def elementwise_cases() -> list[Case]:
     cases = []
     for name, f in _BINARY.items():
         make = positive if name == "power" else spread
-        cases += [
+        found = [
             use(name, x=TD, y=TD, reference=lambda t, f=f: f(t["x"], t["y"]), make=make),
             use(name, x=TD, y=VECTOR, reference=lambda t, f=f: f(t["x"], t["y"]), make=make),
             use(
@@ -105,6 +107,8 @@ def elementwise_cases() -> list[Case]:
                 make=make,
             ),
         ]
+        # the comparisons differ in nothing but their sign
+        cases += found[:1] if name in _ALIKE else found
     for name, g in _UNARY.items():
         make = positive if name in ("log", "log1p", "sqrt", "rsqrt", "reciprocal") else spread
         cases.append(use(name, x=TD, reference=lambda t, g=g: g(t["x"]), make=make))
