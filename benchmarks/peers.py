@@ -159,8 +159,20 @@ class Peer:
             self._cache = StaticCache(config=config, max_cache_len=ids.shape[1] + 24)
         else:
             self._cache = DynamicCache(config=config)
-        self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        with self._plain_experts():
+            self.model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._prompt = ids.shape[1]
+
+    @contextmanager
+    def _plain_experts(self) -> Iterator[None]:
+        """Run the loop over experts: the batched form would copy a matrix for each prompt token."""
+        chosen = self.model.config._experts_implementation
+        if chosen is None:
+            yield
+            return
+        self.model.set_experts_implementation("eager")
+        yield
+        self.model.set_experts_implementation(chosen)
 
     def step(self, ids: Tensor) -> Tensor:
         """Take one token of each row."""

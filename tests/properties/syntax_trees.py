@@ -11,10 +11,11 @@ from tokdsl.syntax.printing import _BINARY
 
 HERE = Span(SourceFile("<tree>", ""), 0, 0)
 
-names = st.sampled_from(
-    "x d gate heads it é _a1 T route loss mask stage repeat residual aux shared block of as use"
-    " model require objective weights fn tokenizer".split()
-)
+NAMES = """
+    x d gate heads it é _a1 T route loss mask stage repeat residual aux shared block of as use
+    model require objective weights fn tokenizer
+"""
+names = st.sampled_from(NAMES.split())
 numbers = st.one_of(
     st.integers(0, 2**63 - 1).map(lambda n: tree.Number(HERE, n)),
     st.floats(0, allow_nan=False, allow_infinity=False).map(lambda x: tree.Number(HERE, x)),

@@ -177,7 +177,7 @@ def test_a_missing_or_binary_file_says_so(tmp_path: Path) -> None:
         vocabulary_size(tmp_path)
 
 
-@pytest.mark.parametrize("module", [BYTES, CHARACTERS])
+@pytest.mark.parametrize("module", [BYTES, CHARACTERS, LIBRARY])
 def test_the_file_of_another_kind_is_refused(module: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": "other"}))
     with pytest.raises(ValueError, match="is not a"):

@@ -60,9 +60,11 @@ class NotCausal(Diagnostic, code="TOK401", name="not-causal", severity=Severity.
     sees: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"`{self.stage}` at position t sees {self.sees} of `{self.input}`"
 
     def label(self) -> str:
+        """Return what the place does."""
         return "reads later tokens"
 
 
@@ -105,9 +107,11 @@ class CausalityUndecided(
     input: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"it cannot be decided whether `{self.stage}` sees later tokens of `{self.input}`"
 
     def label(self) -> str:
+        """Return what the place does."""
         return "which positions are read here is not known"
 
 
@@ -151,9 +155,11 @@ class ChoiceOverTokens(
     stage: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"in `{self.stage}` tokens are chosen among later ones: decoding chooses differently"
 
     def label(self) -> str:
+        """Return what the place does."""
         return "compares all tokens of the sequence"
 
 

@@ -25,7 +25,9 @@ LENGTH = 2048
 BYTES = {"float": 2, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "i64": 8, "bool": 1, "route": 2}
 
 #: operations whose result is a view, a constant, or is never stored
-_NOT_STORED = ("as_axis", "rename", "order", "split", "merge", "slice", "expand", "cache", "visible")
+_NOT_STORED = frozenset(
+    ("as_axis", "rename", "order", "split", "merge", "slice", "expand", "cache", "visible")
+)
 
 Line = tuple[str, int]
 ZERO = Dim(())
@@ -230,7 +232,7 @@ def _with_past(op: Op) -> Op:
     for name, kind in vars(op).items():
         if isinstance(kind, TensorType) and any(a.memory for a in kind.axes):
             changed[name] = kind.with_axes(tuple(_past(a) for a in kind.axes))
-    return replace(op, **changed) if changed else op  # type: ignore[arg-type]
+    return replace(op, **changed) if changed else op
 
 
 def _past(axis: Axis) -> Axis:

@@ -49,6 +49,7 @@ class DeadParameter(Diagnostic, code="TOK411", name="dead-parameter", severity=S
     why: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"{self.what} no gradient: {self.why}"
 
 
@@ -80,6 +81,7 @@ class DetachedParameter(
     what: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"{self.what} no gradient: all ways to the objective are stopped"
 
 
@@ -128,9 +130,11 @@ class RouterWithoutGradient(
     """
 
     def message(self) -> str:
+        """Return what was found."""
         return "the weights of this route carry no gradient to the router's scores"
 
     def label(self) -> str:
+        """Return what the place does."""
         return "the choice has no gradient of its own"
 
 
@@ -181,6 +185,7 @@ class ConstantShare(Diagnostic, code="TOK414", name="constant-share", severity=S
     axis: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"a share over `{self.axis}`, which has size 1, is always 1"
 
 

@@ -50,6 +50,7 @@ class NoStepForm(Diagnostic, code="TOK404", name="no-step-form", severity=Severi
     operation: str
 
     def message(self) -> str:
+        """Return what was found."""
         return f"`{self.operation}` reads other tokens and has no step form"
 
 
@@ -76,7 +77,7 @@ def check(program: Program, facts: Facts, report: Report) -> None:
         return
     for node in blockers:
         span = _user_span(program, node)
-        labels = (Label(wanted.span, "required here"),)
+        labels: tuple[Label, ...] = (Label(wanted.span, "required here"),)
         if span != node.span:
             labels = (*labels, Label(node.span, "here, in the library"))
         report.add(

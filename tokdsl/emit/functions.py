@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from tokdsl.resources import resource
 
@@ -25,7 +25,7 @@ class Function:
     body: str
 
 
-@lru_cache(maxsize=None)
+@cache
 def read(name: str) -> Function:
     """Return a function's file in parts.
 

@@ -9,8 +9,10 @@ from tokdsl import __version__
 from tokdsl.checks.facts import Facts
 from tokdsl.emit import classes, functions
 from tokdsl.emit.environment import render
+from tokdsl.emit.wrap import wrap
 from tokdsl.graph.statics import show
 from tokdsl.lower.plan import ClassPlan, Plan, StagePlan
+from tokdsl.tokenizers import description
 from tokdsl.types.dims import Dim
 
 #: names of ``functional.py`` that are classes used in annotations
@@ -134,7 +136,7 @@ def _clock_lines(plan: Plan) -> list[str]:
         if plan.streaming:
             advance = f"state.{item['variable']}.advance({item['input']}, {item['valid']})"
             new = f"{new} if state is None else {advance}"
-        lines += classes.wrap(f"{item['variable']} = {new}", classes.INDENT)
+        lines += wrap(f"{item['variable']} = {new}", classes.INDENT)
     return lines
 
 
@@ -190,7 +192,7 @@ def _objective_lines(plan: Plan) -> list[str]:
         text = f"{', '.join(item.targets)} = {item.text}"
         lines += classes.commented(text, item)
     if plan.objective_result:
-        lines += classes.wrap(f"total = {plan.objective_result}", classes.INDENT)
+        lines += wrap(f"total = {plan.objective_result}", classes.INDENT)
     assert all(isinstance(item, Statement) for item in plan.objective)
     return lines
 
@@ -234,7 +236,8 @@ def _mentions(text: str, name: str) -> bool:
 def _functional(plan: Plan, source_name: str) -> str:
     body = functions.merge(functions.collect(plan.functions))
     head = '"""Functions that the modules of this package share; every tensor is batch first.\n\n'
-    typing = '# mypy: disable-error-code="no-any-return, no-untyped-call"\n# (parts of torch are untyped)'
+    typing = '# mypy: disable-error-code="no-any-return, no-untyped-call"\n'
+    typing += "# (parts of torch are untyped)"
     return head + f'{_header(plan, source_name)}\n"""\n\n{typing}\n\n' + body
 
 
@@ -264,11 +267,22 @@ def _state(plan: Plan, source_name: str) -> str:
 def _tokenizer(plan: Plan) -> dict[str, str]:
     if plan.program.tokenizer is None:
         return {}
-    name, _, _ = plan.program.tokenizer
+    name, arguments, _ = plan.program.tokenizer
     template = {"bytes": "tokenizer_bytes", "chars": "tokenizer_characters"}.get(
         name, "tokenizer_library"
     )
-    return {"tokenizer.py": render(f"package/{template}.py.jinja", {})}
+    files = {"tokenizer.py": render(f"package/{template}.py.jinja", {})}
+    # a published tokenizer's own file is copied by whoever reads and writes files
+    if name != "pretrained":
+        given = {key: _listed(value) for key, value in arguments.items()}
+        files["tokenizer.json"] = _json(description(name, given))
+    return files
+
+
+def _listed(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return _plain(value)
 
 
 def _checkpoint(plan: Plan) -> dict[str, str]:

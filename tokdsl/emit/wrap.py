@@ -5,6 +5,7 @@ from __future__ import annotations
 WIDTH = 100
 
 _OPEN = "([{"
+_OPERATORS = ("+ ", "- ", "* ", "/ ", "< ", "> ", "& ", "| ", "if", "==")
 _CLOSE = ")]}"
 
 
@@ -52,9 +53,8 @@ def _operator_outside(statement: str) -> bool:
             depth += 1
         elif char in _CLOSE:
             depth -= 1
-        elif depth == 0 and char == " " and right[i + 1 : i + 2] in "+-*/<>|&=i":
-            if right[i + 1 : i + 3] in ("+ ", "- ", "* ", "/ ", "< ", "> ", "& ", "| ", "if", "=="):
-                return True
+        elif depth == 0 and char == " " and right[i + 1 : i + 3] in _OPERATORS:
+            return True
     return False
 
 

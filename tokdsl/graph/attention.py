@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tokdsl.graph.builder import Builder, Poison
 from tokdsl.graph.frame import Frame
@@ -27,7 +28,7 @@ class AttentionBuilder:
         builder: Builder,
         frame: Frame,
         inputs: dict[str, Value],
-        values: dict[str, object],
+        values: dict[str, Any],
         node: tree.Call,
     ) -> None:
         self.builder = builder
@@ -70,8 +71,8 @@ class AttentionBuilder:
             inputs["sinks"] = self.inputs["sinks"]
         return self._apply(Attend, inputs, interval=interval, structured=structured, **self.values)
 
-    def _apply(self, cls: type[Attend], inputs: dict[str, Value], **statics: object) -> Value:
-        op = cls(**{name: v.type for name, v in inputs.items()}, **statics)  # type: ignore[arg-type]
+    def _apply(self, cls: type[Attend], inputs: dict[str, Value], **statics: Any) -> Value:
+        op = cls(**_types(inputs), **statics)
         return self.builder.apply(self.frame, op, inputs, self.node.span, self.node)[0]
 
     # ----------------------------------------------------------------- masks
@@ -97,7 +98,7 @@ class AttentionBuilder:
             inputs["predicate"] = predicate
         inputs["key_valid"] = builder.apply(frame, Valid(axis=key), {}, span)[0]
         op = Visible(
-            **{name: v.type for name, v in inputs.items()},  # type: ignore[arg-type]
+            **_types(inputs),
             query=query,
             key=key,
         )
@@ -105,9 +106,7 @@ class AttentionBuilder:
         mask.name = "mask"
         return mask
 
-    def _condition(
-        self, frame: Frame, condition: object, query: Axis, key: Axis
-    ) -> Value | None:
+    def _condition(self, frame: Frame, condition: object, query: Axis, key: Axis) -> Value | None:
         """Return a condition as a bool value over the query and key axes."""
         names = [query, key]
         positions = [
@@ -189,7 +188,7 @@ class AttentionBuilder:
             if axis.memory:
                 continue
             if id(value) not in done:
-                op = Cache(x=value.type, window=window)  # type: ignore[arg-type]
+                op = Cache(x=value.type, window=window)
                 attribute = self.frame.attribute("keys" if name == "k" else "values")
                 cached = self.builder.apply(
                     self.frame, op, {"x": value}, self.node.span, attribute=attribute
@@ -202,11 +201,11 @@ class AttentionBuilder:
 
     def _decomposed(self, query: Axis, key: Axis, mask: Value, interval: Interval) -> Value:
         builder, frame = self.builder, self.frame
-        statics = {k: v for k, v in self.values.items() if k in ("scale", "over")}
+        statics: dict[str, Any] = {k: v for k, v in self.values.items() if k in ("scale", "over")}
         scores = AttentionScores(
-            q=self.inputs["q"].type,  # type: ignore[arg-type]
-            k=self.inputs["k"].type,  # type: ignore[arg-type]
-            **statics,  # type: ignore[arg-type]
+            q=self.inputs["q"].type,
+            k=self.inputs["k"].type,
+            **statics,
         )
         raw = {"q": self.inputs["q"], "k": self.inputs["k"]}
         value = builder.apply(frame, scores, raw, self.node.span, self.node)[0]
@@ -223,7 +222,7 @@ class AttentionBuilder:
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
         op = AttentionMix(
-            **{name: v.type for name, v in inputs.items()},  # type: ignore[arg-type]
+            **_types(inputs),
             interval=interval,
         )
         return builder.apply(frame, op, inputs, self.node.span, self.node)[0]
@@ -251,9 +250,7 @@ class AttentionBuilder:
             from tokdsl.ops.base import operand_fields
 
             first = operand_fields(self.score.target)[0].name
-            op = self.score.target(
-                **{first: given[0].type}, **dict(self.score.statics)
-            )
+            op = self.score.target(**{first: given[0].type}, **dict(self.score.statics))
             result = self.builder.apply(self.frame, op, {first: given[0]}, self.node.span)[0]
         else:
             result = self._evaluate(self.frame, self.score, given, axes)
@@ -262,6 +259,11 @@ class AttentionBuilder:
                 self.frame, "argument-type", self.node.span, "`score` must give a tensor of scores"
             )
         return result
+
+
+def _types(inputs: dict[str, Value]) -> dict[str, Any]:
+    """Return the operand fields of an operation."""
+    return {name: value.type for name, value in inputs.items()}
 
 
 def _is_structured(interval: Interval) -> bool:

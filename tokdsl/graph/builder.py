@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokdsl.graph.diagnostics
 import tokdsl.resolve.diagnostics  # noqa: F401  (declares what is reported here)
@@ -75,9 +75,9 @@ class Builder:
         cls = self.by_name[name]
         span, labels = self.at_user(frame, span, labels)
         accepts = {spec.name for spec in fields(cls)}
-        data = {"text": text} if "text" in accepts else {}
+        data: dict[str, Any] = {"text": text} if "text" in accepts else {}
         self.report.add(
-            cls(span=span, labels=labels, help=help, notes=notes, trace=frame.trace, **data)  # type: ignore[call-arg]
+            cls(span=span, labels=labels, help=help, notes=notes, trace=frame.trace, **data)
         )
         frame.module.broken = True
         return Poison()

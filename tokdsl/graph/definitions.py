@@ -238,9 +238,11 @@ class Definitions(Calls):
             if name not in inner.names:
                 inner.bind(name, size)
         for name, value in values.items():
-            if name not in inner.module.statics or name not in inner.names:
-                inner.bind(name, value, inner.module.span, "parameter")
-            elif not isinstance(inner.names[name].value, Value):
+            if (
+                name not in inner.module.statics
+                or name not in inner.names
+                or not isinstance(inner.names[name].value, Value)
+            ):
                 inner.bind(name, value, inner.module.span, "parameter")
 
     def finish_module(self, inner: Frame, definition: tree.Definition, matched: Matched) -> None:

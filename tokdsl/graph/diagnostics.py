@@ -30,7 +30,8 @@ class SizeMismatch(Diagnostic, code="TOK301", name="size-mismatch", severity=ERR
 class ClockMismatch(Diagnostic, code="TOK302", name="clock-mismatch", severity=ERROR):
     """Streams of different token resolutions are combined.
 
-    A token axis belongs to a clock. Expand the coarser stream, or reduce the finer one, before they meet.
+    A token axis belongs to a clock. Expand the coarser stream, or reduce the finer one, before
+    they meet.
 
     ```tok error
     block f(x: [T, d], memory: [S, d]) -> [T, d] { a[i: T] = x[i] + rename(memory; S, i) }
@@ -177,10 +178,16 @@ class NotDivisible(Diagnostic, code="TOK309", name="not-divisible", severity=ERR
     An obligation such as `heads divides d` was decided with the numbers of this instantiation.
 
     ```tok error
-    fn f(x: [*, d]) -> [*, d] { y = linear(x; wide: 10); z = split(y; over = wide, parts: 4, each: 3); linear(z; d, over = [parts, each]) }
+    fn f(x: [*, d]) -> [*, d] {
+      z = split(linear(x; wide: 10); over = wide, parts: 4, each: 3)
+      linear(z; d, over = [parts, each])
+    }
     ```
     ```tok ok
-    fn f(x: [*, d]) -> [*, d] { y = linear(x; wide: 12); z = split(y; over = wide, parts: 4, each: 3); linear(z; d, over = [parts, each]) }
+    fn f(x: [*, d]) -> [*, d] {
+      z = split(linear(x; wide: 12); over = wide, parts: 4, each: 3)
+      linear(z; d, over = [parts, each])
+    }
     ```
     """
 
@@ -340,7 +347,7 @@ class ResultCount(Diagnostic, code="TOK317", name="result-count", severity=ERROR
     fn f(x: [*, d]) -> [*, d] { a, b = silu(x); a + b }
     ```
     ```tok ok
-    fn f(x: [*, d]) -> [*, k] { a, b = topk(x; k: 2, over = d); a }
+    fn f(x: [*, d]) -> [*, k] { a, _ = topk(x; k: 2, over = d); a }
     ```
     """
 
@@ -396,7 +403,8 @@ class UnknownOverride(Diagnostic, code="TOK319", name="unknown-override", severi
 class ObjectiveNotScalar(Diagnostic, code="TOK320", name="objective-not-scalar", severity=ERROR):
     """The objective is not a single number.
 
-    Reduce every axis: auxiliary values are stacked on the axis `collected`, losses reduce `batch` and tokens.
+    Reduce every axis: auxiliary values are stacked on the axis `collected`, losses reduce `batch`
+    and tokens.
 
     ```tok error
     model m(d: int = 8) {
@@ -432,7 +440,7 @@ class UnknownAux(Diagnostic, code="TOK321", name="unknown-aux", severity=ERROR):
     ```
     ```tok ok
     model m(d: int = 8) {
-      stage text(ids: tokens[16]) { embed(d); aux size = mean(it * it; over = [batch, T, d]); unembed(16) }
+      stage text(ids: tokens[16]) { embed(d); aux size = mean(it * it); unembed(16) }
       objective next_token(text, ids) + mean(aux.size)
     }
     ```

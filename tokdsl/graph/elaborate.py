@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tokdsl.diagnostics import Report, did_you_mean
 from tokdsl.graph import signature, statics
 from tokdsl.graph.builder import Poison
-from tokdsl.graph.frame import Frame
+from tokdsl.graph.frame import Binding, Frame
 from tokdsl.graph.program import (
     AuxNode,
     CallNode,
@@ -23,6 +23,7 @@ from tokdsl.graph.signature import Matched
 from tokdsl.graph.statements import Statements
 from tokdsl.graph.statics import AbstractClosure, Closure, Unknown
 from tokdsl.resolve.modules import DefinitionRef, FileScope
+from tokdsl.source import Span
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, Clock, TensorType, UnknownType, ValueType
@@ -173,9 +174,7 @@ class Elaborator(Statements):
             return
         self._assign(frame, member)
 
-    def _tokenizer(
-        self, frame: Frame, member: tree.Assign
-    ) -> tuple[str, dict[str, object], tree.Span]:
+    def _tokenizer(self, frame: Frame, member: tree.Assign) -> tuple[str, dict[str, object], Span]:
         from tokdsl.graph.tokenizers import read_tokenizer
 
         return read_tokenizer(self, frame, member.value)
@@ -317,9 +316,7 @@ class Elaborator(Statements):
         for value in inner.captured_from:
             program.objective_inputs.append(self._objective_source(program, inner, value))
 
-    def _objective_value(
-        self, frame: Frame, program: Program, node: tree.Expression
-    ) -> object:
+    def _objective_value(self, frame: Frame, program: Program, node: tree.Expression) -> object:
         frame_aux = {
             name: Value(kind, node.span, f"aux.{name}") for name, kind in program.aux.items()
         }
@@ -333,9 +330,7 @@ class Elaborator(Statements):
                 return self._aux_value(frame, node, values)
         return super()._attribute(frame, node)
 
-    def _aux_value(
-        self, frame: Frame, node: tree.Attribute, values: dict[str, Value]
-    ) -> Value:
+    def _aux_value(self, frame: Frame, node: tree.Attribute, values: dict[str, Value]) -> Value:
         found = values.get(node.name)
         if found is None:
             known = ", ".join(f"`{n}`" for n in values) or "none"
@@ -389,9 +384,7 @@ class ObjectiveFrame(Frame):
     aux: dict[str, Value]
 
 
-def _quiet(value: object) -> object:
-    from tokdsl.graph.frame import Binding
-
+def _quiet(value: object) -> Binding:
     return Binding(value)
 
 

@@ -176,9 +176,7 @@ class Expressions(Builder):
         except StaticError as error:
             raise self.fail(frame, "static-value", node.span, str(error)) from None
 
-    def elementwise(
-        self, frame: Frame, name: str, values: list[object], node: tree.Node
-    ) -> Value:
+    def elementwise(self, frame: Frame, name: str, values: list[object], node: tree.Node) -> Value:
         """Apply an element-wise primitive; static numbers become literals."""
         cls = OPS[name]
         from tokdsl.ops.base import operand_fields

@@ -56,9 +56,7 @@ class Frame:
     #: names that equations give to calls, by the call's identity
     targets: dict[int, str] = field(default_factory=dict)
 
-    def bind(
-        self, name: str, value: object, span: Span | None = None, kind: str = "value"
-    ) -> None:
+    def bind(self, name: str, value: object, span: Span | None = None, kind: str = "value") -> None:
         """Bind a local name; the last binding of a name counts."""
         self.names[name] = Binding(value, span, used=span is None, kind=kind)
 

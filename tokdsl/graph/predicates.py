@@ -51,9 +51,7 @@ class PredicateReader:
             return EVERYTHING
         return Interval(EVERYTHING.lo, EVERYTHING.hi, exact=False)
 
-    def _source(
-        self, value: Value, inputs: dict[int, Value]
-    ) -> tuple[Value, dict[int, Value]]:
+    def _source(self, value: Value, inputs: dict[int, Value]) -> tuple[Value, dict[int, Value]]:
         """Follow a value through renames and calls of definitions to the operation that made it."""
         while True:
             node = value.node

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Program, Value
 from tokdsl.graph.statics import show
 from tokdsl.ops.base import arguments
-from tokdsl.types.dims import Dim
 
 
 def print_program(program: Program) -> str:
@@ -91,4 +90,4 @@ def _static(value: object) -> str:
         return f"{value.name}:{value.size}"  # type: ignore[attr-defined]
     if isinstance(value, tuple):
         return "(" + ", ".join(_static(v) for v in value) + ")"
-    return str(value) if isinstance(value, (Dim, int, float, str)) else str(value)
+    return str(value)

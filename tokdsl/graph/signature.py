@@ -107,14 +107,14 @@ def _match_axis(
     formal: tree.AxisType, axis: Axis, actual: TensorType, operand: str, found: Matched, size: Size
 ) -> Axis:
     name = formal.name or axis.name
-    if formal.name is not None and is_token_name(formal.name):
-        if axis.clock is None and axis.group is None:
-            raise Fault(
-                "operand-shape",
-                f"`{formal.name}` must be a token axis, but operand `{operand}` {actual} has "
-                f"`{axis}` there",
-                operand,
-            )
+    no_tokens = axis.clock is None and axis.group is None
+    if formal.name is not None and is_token_name(formal.name) and no_tokens:
+        raise Fault(
+            "operand-shape",
+            f"`{formal.name}` must be a token axis, but operand `{operand}` {actual} has "
+            f"`{axis}` there",
+            operand,
+        )
     wanted = size(formal.size) if formal.size is not None else None
     if wanted is not None and wanted != axis.size:
         raise Fault(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from tokdsl.graph import statics
@@ -13,6 +14,8 @@ from tokdsl.graph.statics import AbstractClosure, Closure, Unknown, static_key
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, UnknownType
+
+RunBody = Callable[[Frame, tree.Body], object]
 
 #: more layers than this in one ``repeat`` is a mistake, and would only use up memory
 MAX_REPEAT = 4096
@@ -146,9 +149,7 @@ class Statements(Definitions):
                     )
         frame.bind(target.name, value, target.span, "value")
 
-    def _declare_indices(
-        self, frame: Frame, targets: tuple[tree.Target, ...]
-    ) -> dict[str, Axis]:
+    def _declare_indices(self, frame: Frame, targets: tuple[tree.Target, ...]) -> dict[str, Axis]:
         declared: dict[str, Axis] = {}
         for target in targets:
             for declaration in target.indices:
@@ -235,30 +236,39 @@ class Statements(Definitions):
         """Return the value of an ``if`` expression; the stream stays as it was."""
         stream = frame.stream
         try:
-            return self._if(frame, node)
+            return self._if(frame, node, self._run_value)
         finally:
             frame.stream = stream
 
+    def _run_value(self, frame: Frame, body: tree.Body) -> object:
+        """Evaluate a body for its last value; a closure there is a value, not a step."""
+        last = body.statements[-1] if body.statements else None
+        if not isinstance(last, tree.Step):
+            return self.run_body(frame, body)
+        if len(body.statements) > 1:
+            self.run_body(frame, replace(body, statements=body.statements[:-1]))
+        return self.evaluate(frame, last.value)
+
     def _if_step(self, frame: Frame, node: tree.If) -> object:
         if frame.stream is None:
-            return self._if(frame, node)
-        self._if(frame, node)
+            return self._if(frame, node, self.run_body)
+        self._if(frame, node, self.run_body)
         return frame.stream
 
-    def _if(self, frame: Frame, node: tree.If) -> object:
+    def _if(self, frame: Frame, node: tree.If, run: RunBody) -> object:
         condition = self.evaluate(frame, node.condition)
         if condition is None or (isinstance(condition, Closure | AbstractClosure)):
             condition = condition is not None
         elif isinstance(condition, Value) and isinstance(node.condition, tree.Name):
             condition = True
         if condition is True:
-            return self.run_body(frame, node.then)
+            return run(frame, node.then)
         if condition is False:
             if node.otherwise is None:
                 return frame.stream
-            return self.run_body(frame, node.otherwise)
+            return run(frame, node.otherwise)
         if isinstance(condition, Unknown):
-            return self._both(frame, node)
+            return self._both(frame, node, run)
         found = (
             f"a tensor {condition.type}"
             if isinstance(condition, Value)
@@ -272,14 +282,14 @@ class Statements(Definitions):
             help="to choose per element write `where(condition, a, b)`",
         )
 
-    def _both(self, frame: Frame, node: tree.If) -> object:
+    def _both(self, frame: Frame, node: tree.If, run: RunBody) -> object:
         """Check both branches while a definition is checked for all sizes."""
         before, stream = dict(frame.names), frame.stream
-        result = self.run_body(frame, node.then)
+        result = run(frame, node.then)
         after, end = frame.names, frame.stream
         frame.names, frame.stream = dict(before), stream
         if node.otherwise is not None:
-            self.run_body(frame, node.otherwise)
+            run(frame, node.otherwise)
         frame.names = {**frame.names, **after}
         frame.stream = end
         return result
@@ -308,9 +318,7 @@ class Statements(Definitions):
             number = 1
         return self._loop(frame, statement, stream, number)
 
-    def _loop(
-        self, frame: Frame, statement: tree.Repeat, stream: Value, count: int
-    ) -> object:
+    def _loop(self, frame: Frame, statement: tree.Repeat, stream: Value, count: int) -> object:
         varies = statement.index is not None and _mentions(statement.body, statement.index)
         bodies: list[tuple[Module, list[Value]]] = []
         kind = stream.type
@@ -340,9 +348,7 @@ class Statements(Definitions):
         frame.stream = output
         return output
 
-    def _loop_body(
-        self, frame: Frame, statement: tree.Repeat, stream: Value, index: int
-    ) -> Frame:
+    def _loop_body(self, frame: Frame, statement: tree.Repeat, stream: Value, index: int) -> Frame:
         module = Module("layer", "layer", statement.span)
         module.stack = frame.stack
         stream.owner = module
@@ -478,9 +484,7 @@ def _mentions(node: object, name: str) -> bool:
         elif isinstance(item, tuple):
             stack.extend(item)
         elif isinstance(item, tree.Node):
-            stack.extend(
-                getattr(item, field) for field in type(item).__slots__ if field != "span"
-            )
+            stack.extend(getattr(item, field) for field in type(item).__slots__ if field != "span")
     return False
 
 
@@ -493,9 +497,7 @@ def _merge_bodies(
         captured += [v for v in values if v not in captured]
     for module, values in bodies:
         mine = dict(zip(values, module.inputs[1:], strict=True))
-        module.inputs[1:] = [
-            mine.get(v) or Value(v.type, v.span, v.name) for v in captured
-        ]
+        module.inputs[1:] = [mine.get(v) or Value(v.type, v.span, v.name) for v in captured]
     seen: dict[object, Module] = {}
     return [seen.setdefault(_shape(module), module) for module, _ in bodies], captured
 

@@ -7,6 +7,7 @@ while a definition is checked alone is an `Unknown` of its type.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -225,9 +226,9 @@ def _equality(operator: str, left: object, right: object) -> object:
         return Unknown("bool")
     if isinstance(left, AbstractClosure) or isinstance(right, AbstractClosure):
         return Unknown("bool")
-    if isinstance(left, Dim) and isinstance(right, Dim) and left != right:
-        if not (left.is_number and right.is_number):
-            return Unknown("bool")
+    sizes = isinstance(left, Dim) and isinstance(right, Dim)
+    if sizes and left != right and None in (as_float(left), as_float(right)):
+        return Unknown("bool")
     a, b = as_float(left), as_float(right)
     equal = a == b if a is not None and b is not None else static_key(left) == static_key(right)
     return equal if operator == "==" else not equal
@@ -261,10 +262,8 @@ def negate(value: object) -> object:
     raise StaticError(f"`-` needs a number, found {type_name(value)}")
 
 
-
-
 #: functions on static numbers; the same names are primitives on tensors where both exist
-FUNCTIONS: dict[str, object] = {
+FUNCTIONS: dict[str, Callable[[float], float]] = {
     "sqrt": math.sqrt,
     "exp": math.exp,
     "log": math.log,
@@ -305,7 +304,7 @@ def call(name: str, values: list[object]) -> object:
     if number is None:
         return Unknown("float")
     try:
-        return float(FUNCTIONS[name](number))  # type: ignore[operator]
+        return float(FUNCTIONS[name](number))
     except (ValueError, OverflowError) as error:
         raise StaticError(f"`{name}({show(values[0])})`: {error}") from None
 

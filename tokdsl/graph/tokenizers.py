@@ -31,7 +31,10 @@ def read_tokenizer(
     if name not in TOKENIZERS or call is None:
         known = ", ".join(f"`{n}`" for n in TOKENIZERS)
         raise builder.fail(
-            frame, "not-callable", node.span, f"`{node.span.text}` is no tokenizer; there are {known}"
+            frame,
+            "not-callable",
+            node.span,
+            f"`{node.span.text}` is no tokenizer; there are {known}",
         )
     given: dict[str, object] = {}
     for i, argument in enumerate((*call.operands, *call.statics)):

@@ -33,7 +33,9 @@ def _calls_match(module: Module) -> Iterator[str]:
         called = (
             (node.module,)
             if isinstance(node, CallNode)
-            else tuple(set(node.modules)) if isinstance(node, LoopNode) else ()
+            else tuple(set(node.modules))
+            if isinstance(node, LoopNode)
+            else ()
         )
         for other in called:
             if len(other.inputs) != len(node.inputs):

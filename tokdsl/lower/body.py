@@ -118,9 +118,7 @@ class Body:
         roots = [root for inner in inputs for root in self._roots_of(inner)]
         self._roots[id(value)] = roots
         for root in roots:
-            self._last[id(root)] = max(
-                self._last.get(id(root), 0), self._last.get(id(value), 0)
-            )
+            self._last[id(root)] = max(self._last.get(id(root), 0), self._last.get(id(value), 0))
 
     # ----------------------------------------------------------------- operations
 
@@ -148,9 +146,7 @@ class Body:
     def _inlinable(self, value: Value, text: str) -> bool:
         if value.name or self._uses.get(id(value), 0) != 1 or len(text) > LONGEST:
             return False
-        if isinstance(value.type, RouteType):
-            return False
-        return True
+        return not isinstance(value.type, RouteType)
 
     def _wanted(self, node: Node, value: Value) -> str:
         if value.name:
@@ -181,16 +177,20 @@ class Body:
             if id(value) not in self._uses and not value.name:
                 names.append("_")
                 continue
-            fallback = value.name or f"{type(node.op).op_name}_{value.index}" if isinstance(
-                node, OpNode
-            ) else value.name or "y"
+            fallback = (
+                value.name or f"{type(node.op).op_name}_{value.index}"
+                if isinstance(node, OpNode)
+                else value.name or "y"
+            )
             names.append(self.names.take(_hidden_name(node, value) or fallback, id(value)))
             self.text[id(value)] = names[-1]
         self.statements.append(
             Statement(
-                tuple(names), text, shape_comment(node.outputs[0].type),
+                tuple(names),
+                text,
+                shape_comment(node.outputs[0].type),
                 self._span(node, node.outputs[0]),
-            )  # fmt: skip
+            )
         )
 
     def _span(self, node: Node, value: Value) -> Span:
@@ -205,9 +205,7 @@ class Body:
             name: self.text[id(value)]
             for name, value in zip(node.operands, node.inputs, strict=True)
         }
-        types = {
-            name: value.type for name, value in zip(node.operands, node.inputs, strict=True)
-        }
+        types = {name: value.type for name, value in zip(node.operands, node.inputs, strict=True)}
         state = ""
         if self.shared.streaming and op.state() is not None:
             state = f"state.{node.attribute}"
@@ -275,9 +273,7 @@ class Body:
             self.names.free(id(stream))
             name = self.names.take(text, id(result))
         inputs = node.inputs[1:]
-        indexed = self.shared.streaming and any(
-            id(m) in self.shared.stateful for m in node.modules
-        )
+        indexed = self.shared.streaming and any(id(m) in self.shared.stateful for m in node.modules)
         texts = [name, *(self.text[id(v)] for v in inputs)]
         if any(id(m) in self.shared.collects for m in node.modules):
             texts.append("aux")
@@ -286,18 +282,20 @@ class Body:
         self.text[id(result)] = name
         self.statements.append(
             Loop(
-                node.attribute, name, f"layer({', '.join(texts)})", node.span,
-                shape_comment(result.type), indexed,
-            )  # fmt: skip
+                node.attribute,
+                name,
+                f"layer({', '.join(texts)})",
+                node.span,
+                shape_comment(result.type),
+                indexed,
+            )
         )
         self._release(node)
 
     def _aux(self, node: AuxNode) -> None:
         value = node.inputs[0]
         text = self.text[id(value)]
-        self.statements.append(
-            Statement((), f"aux.{node.name}.append({text})", "", node.span)
-        )
+        self.statements.append(Statement((), f"aux.{node.name}.append({text})", "", node.span))
         self._release(node)
 
 

@@ -11,8 +11,8 @@ from tokdsl.lower.body import Body, Shared, shape_comment
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
 from tokdsl.lower.names import class_name
-from tokdsl.lower.terms import name_terms
 from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
+from tokdsl.lower.terms import name_terms
 from tokdsl.ops.base import ParameterSpec
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import TensorType
@@ -287,12 +287,10 @@ def _objective(context: Context, module: Module) -> None:
     body.valid_names = {i.clock: "valid" if single else f"{i.name}_valid" for i in inputs}
     for value, source in zip(module.inputs, context.program.objective_inputs, strict=True):
         kind, _, name = source.partition(":")
-        text = {"stage": f"output.{name}", "input": name, "aux": f"torch.stack(output.aux.{name})"}[
-            kind
-        ]
-        body.text[id(value)] = text
+        collected = f"torch.stack(output.aux.{name}{', dim=1' * value.type.batched})"
+        body.text[id(value)] = {"stage": f"output.{name}", "input": name, "aux": collected}[kind]
     result = body.run()
-    context.plan.objective = [s for s in body.statements if not hasattr(s, "call")]  # type: ignore[misc]
+    context.plan.objective = [s for s in body.statements if not hasattr(s, "call")]
     context.plan.objective_result = result
 
 

@@ -68,18 +68,25 @@ class Inliner:
 
     def _node(self, node: Node, values: Map, target: Module) -> None:
         inputs = tuple(values[id(v)] for v in node.inputs)
-        outputs = tuple(Value(v.type, v.span, v.name, owner=target, python=v.python) for v in node.outputs)
+        outputs = tuple(
+            Value(v.type, v.span, v.name, owner=target, python=v.python) for v in node.outputs
+        )
         copy: Node
         if isinstance(node, OpNode):
             copy = OpNode(
-                inputs, outputs, node.span, node.attribute,
-                op=node.op, operands=node.operands, stack=node.stack,
-            )  # fmt: skip
+                inputs,
+                outputs,
+                node.span,
+                node.attribute,
+                op=node.op,
+                operands=node.operands,
+                stack=node.stack,
+            )
         elif isinstance(node, CallNode):
+            called = self.module(node.module)
             copy = CallNode(
-                inputs, outputs, node.span, node.attribute,
-                module=self.module(node.module), shared=node.shared,
-            )  # fmt: skip
+                inputs, outputs, node.span, node.attribute, module=called, shared=node.shared
+            )
         elif isinstance(node, LoopNode):
             modules = tuple(self.module(m) for m in node.modules)
             copy = LoopNode(inputs, outputs, node.span, node.attribute, modules=modules)

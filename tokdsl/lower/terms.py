@@ -16,9 +16,7 @@ def name_terms(program: Program) -> list[str]:
     module = program.objective
     if module is None or not module.results:
         return []
-    sources = {
-        id(v): s for v, s in zip(module.inputs, program.objective_inputs, strict=True)
-    }
+    sources = {id(v): s for v, s in zip(module.inputs, program.objective_inputs, strict=True)}
     names: list[str] = []
     for value in _terms(module.results[0]):
         name = _name(value, sources, module)

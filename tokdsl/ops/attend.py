@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from tokdsl.ops.base import AxisRef, Code, Cost, Fault, Op, Operand, Predicate, StateSpec, op, tensor
+from tokdsl.ops.base import (
+    AxisRef,
+    Code,
+    Cost,
+    Fault,
+    Op,
+    Operand,
+    Predicate,
+    StateSpec,
+    op,
+    tensor,
+)
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType, ValueType
-from tokdsl.types.time import EVERYTHING, Flow
+from tokdsl.types.time import EVERYTHING, INFINITY, Flow, Interval
 
 
 def token_axis(kind: ValueType, argument: str) -> Axis:
@@ -203,9 +214,7 @@ class Attend(Attention):
                 f"keys live on clock `{_clock(key)}`, values on `{_clock(value)}`",
             )
         del query
-        return TensorType(
-            tuple(v.axes[-1] if a.name == inner.name else a for a in q.axes), v.dtype
-        )
+        return TensorType(tuple(v.axes[-1] if a.name == inner.name else a for a in q.axes), v.dtype)
 
     def flows(self) -> dict[str, list[Flow]]:
         """Queries at their own position, keys and values as far as the mask allows."""
@@ -250,11 +259,11 @@ class Attend(Attention):
         options = []
         if "mask" in code.operands:
             arguments.append(code["mask"])
-        lo, hi = getattr(self.interval, "lo", None), getattr(self.interval, "hi", None)
-        if self.structured and hi == 0:
+        interval = self.interval
+        if self.structured and isinstance(interval, Interval) and interval.hi == 0:
             options.append("causal=True")
-            if lo != float("-inf"):
-                options.append(f"window={int(1 - lo)}")
+            if interval.lo != -INFINITY:
+                options.append(f"window={int(1 - interval.lo)}")
         if "sinks" in code.operands:
             options.append(f"sinks={code['sinks']}")
         if self.scale is not None:

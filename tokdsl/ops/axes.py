@@ -118,7 +118,7 @@ def need_float(kind: ValueType, argument: str, name: str) -> TensorType:
     return found
 
 
-def need_bool(kind: ValueType, argument: str, name: str) -> TensorType:
+def need_bool(kind: ValueType, argument: str, name: str, help: str | None = None) -> TensorType:
     """Return an operand that must hold truth values.
 
     Raises:
@@ -130,6 +130,7 @@ def need_bool(kind: ValueType, argument: str, name: str) -> TensorType:
             "operand-kind",
             f"`{argument}` of `{name}` must be truth values, found {found}",
             argument,
+            help,
         )
     return found
 

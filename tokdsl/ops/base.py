@@ -351,6 +351,16 @@ def _read_arguments(cls: type[Op]) -> tuple[Argument, ...]:
     return tuple(found)
 
 
+def _inherits_fields(cls: type[Op]) -> bool:
+    """Whether a class adds no field to those of its base, so that it need not be made again.
+
+    Making a dataclass takes most of the time of importing this package.
+    """
+    own = cls.__dict__.get("__annotations__", {})
+    plain = all(str(text).startswith("ClassVar") for text in own.values())
+    return plain and "__dataclass_fields__" in cls.__mro__[1].__dict__
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def op(name: str) -> Callable[[OpType], OpType]:
     """Register a primitive under its name in the language.
@@ -362,7 +372,7 @@ def op(name: str) -> Callable[[OpType], OpType]:
     def register(cls: OpType) -> OpType:
         if name in OPS:
             raise TypeError(f"operation {name} is declared twice")
-        made = dataclass(frozen=True)(cls)
+        made = cls if _inherits_fields(cls) else dataclass(frozen=True)(cls)
         made.op_name = name
         OPS[name] = made
         _ARGUMENTS[made] = _read_arguments(made)

@@ -486,7 +486,9 @@ class StopGradient(Elementwise):
     Shape: [*a] -> [*a].   Gradient: none.
     """
 
-    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0, -math.inf: -math.inf}}
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {
+        "x": {0.0: 0.0, -math.inf: -math.inf}
+    }
 
     x: Operand
     pattern: ClassVar[str] = "{x}.detach()"

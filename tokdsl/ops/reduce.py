@@ -74,7 +74,9 @@ class Reduction(Rowwise):
             raise Fault("operand-kind", f"`{self.op_name}` needs numbers, found {kind}", "x")
         if self.where is None:
             return kind
-        need_bool(self.where, "where", self.op_name)
+        other = {"max": "maximum", "min": "minimum"}.get(self.op_name)
+        help = f"the {self.op_name} of two values is `{other}(x, y)`" if other else None
+        need_bool(self.where, "where", self.op_name, help)
         return broadcast(kind, self.where).with_dtype(kind.dtype)
 
     def reduction(self) -> Reduced:

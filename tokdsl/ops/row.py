@@ -333,8 +333,10 @@ class LayerNormalize(Standardised):
         own = [a.name for a in last]
         fits = over.axes == last and all(
             name == "x"
-            or ([a.name for a in other.axes], other.batched) == (own, False)
-            and other.dtype == self.x.dtype
+            or (
+                ([a.name for a in other.axes], other.batched) == (own, False)
+                and other.dtype == self.x.dtype
+            )
             for name, other in self.operand_types()
         )
         if not fits or any(axis.clock is not None for axis in last):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokdsl.ops.axes import (
+    aligned,
     arrange,
     free_name,
     is_token,
@@ -185,7 +186,7 @@ class Order(Op):
 
 @op("concat")
 class Concat(Op):
-    """Values joined along one axis; their other axes are the same.
+    """Values joined along one axis; an operand without one of the other axes is repeated over it.
 
     Shape: [*, over], [*, over], ... -> [*, over], over the sum.   Gradient: smooth.
     """
@@ -194,7 +195,7 @@ class Concat(Op):
     over: AxisRef
 
     def type(self) -> TensorType:
-        """Return the first type with the sizes along the axis added."""
+        """Return the widest operand's type with the sizes along the axis added."""
         kinds = [tensor(kind, f"x_{i}") for i, kind in enumerate(self.x)]
         total, rest = ZERO, []
         for kind in kinds:
@@ -202,33 +203,37 @@ class Concat(Op):
             total = total + axis.size
             rest.append(kind.with_axes(tuple(a for a in kind.axes if a is not axis)))
         wide = broadcast(*rest)
-        for i, kind in enumerate(rest):
-            if len(kind.axes) != len(wide.axes):
-                raise Fault(
-                    "operand-shape",
-                    f"operand {i + 1} of `concat` is {kinds[i]}, the others have more axes",
-                    "x",
-                )
-        first = kinds[0]
-        axes = tuple(replace(a, size=total) if a.name == self.over else a for a in first.axes)
+        widest = next((k for k in kinds if len(k.axes) == len(wide.axes) + 1), None)
+        if widest is None:
+            raise Fault(
+                "operand-shape",
+                f"no operand of `concat` has all of the axes of {wide}",
+                "x",
+                help="give the others those axes with `expand`",
+            )
+        axes = tuple(replace(a, size=total) if a.name == self.over else a for a in widest.axes)
         return TensorType(axes, promote(*(k.dtype for k in kinds)), wide.batched)
 
     def torch(self, code: Code) -> str:
-        """Return ``torch.cat``; what has no batch is repeated over that of another operand."""
+        """Return ``torch.cat``; what lacks an axis is repeated over that of another operand."""
         result = self.type()
-        given = self.operand_types()
-        batched = next((name for name, kind in given if kind.batched), None)
-        parts = []
-        for name, kind in given:
-            text = arrange(
-                code[name], names(tensor(kind, name)), names(replace(result, batched=kind.batched))
-            )
-            if result.batched and not kind.batched and batched is not None:
-                sizes = ", ".join(["-1"] * len(kind.axes))
-                text = f"{primary(text)}.expand({primary(code[batched])}.shape[0], {sizes})"
-            parts.append(text)
+        parts = [self._part(code, name, tensor(kind, name)) for name, kind in self.operand_types()]
         dim = result.position(self.over) - len(result.axes)
         return f"torch.cat(({', '.join(parts)}), dim={dim})"
+
+    def _part(self, code: Code, name: str, kind: TensorType) -> str:
+        result = self.type()
+        lacking = [a.name for a in result.axes if kind.axis(a.name) is None]
+        if not lacking and kind.batched == result.batched:
+            return arrange(code[name], names(kind), names(result))
+        text = aligned(code, name, result)
+        sizes = [code.size(a.size) if a.name in lacking else "-1" for a in result.axes]
+        if result.batched and not kind.batched:
+            other = next(n for n, k in self.operand_types() if k.batched)
+            sizes.insert(0, f"{primary(code[other])}.shape[0]")
+        elif result.batched:
+            sizes.insert(0, "-1")
+        return f"{primary(text)}.expand({', '.join(sizes)})"
 
 
 @op("stack")

@@ -21,6 +21,7 @@ from tokdsl.resources import resource
 from tokdsl.source import SourceFile
 from tokdsl.syntax import tree
 
+
 @dataclass(eq=False)
 class DefinitionRef:
     """A definition together with the file scope in which its body is read."""
@@ -183,9 +184,7 @@ class Library:
         key = str(path.resolve())
         if key in self._loading:
             circle = [Path(k).name for k in self._loading[self._loading.index(key) :]]
-            self.report.add(
-                CyclicUse(span=item.span, path=" -> ".join([*circle, Path(key).name]))
-            )
+            self.report.add(CyclicUse(span=item.span, path=" -> ".join([*circle, Path(key).name])))
             return None
         if key in self._scopes:
             return self._scopes[key]

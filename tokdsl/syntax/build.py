@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tokdsl.diagnostics import Diagnostic, Severity
 from tokdsl.source import SourceFile, Span
 from tokdsl.syntax import tree
+from tokdsl.syntax.compare import walk
 from tokdsl.syntax.engine import Builder, list_builder
 from tokdsl.syntax.literals import Literals
 from tokdsl.syntax.tables import load_tables
@@ -360,7 +361,7 @@ class Build:
             value = node.value
         if isinstance(value, tree.Name):
             return tree.Target(node.span, value.id, indices)
-        if not isinstance(value, tree.Missing):
+        if not any(isinstance(inner, tree.Missing) for inner in walk(value)):
             self.found.append(WrongTarget(span=node.span, found=describe_node(node)))
         return tree.Target(node.span, "", ())
 

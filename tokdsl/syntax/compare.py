@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 from tokdsl.syntax import tree
 
+_NAMES: dict[str, tuple[str, ...]] = {}
 
-@cache
-def field_names(kind: type[tree.Node]) -> tuple[str, ...]:
+
+def field_names(node: tree.Node) -> tuple[str, ...]:
     """Return the names of a node's fields that are not spans."""
-    return tuple(f.name for f in fields(kind) if f.name not in ("span", "name_span"))
+    kind = type(node).__name__
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(f.name for f in fields(node) if f.name not in ("span", "name_span"))
+    return _NAMES[kind]
 
 
 def children(node: tree.Node) -> Iterator[tree.Node]:
     """Return the nodes directly inside a node, in the order of their fields."""
-    for name in field_names(type(node)):
+    for name in field_names(node):
         value = getattr(node, name)
         if isinstance(value, tree.Node):
             yield value
@@ -38,9 +41,8 @@ def walk(node: tree.Node) -> Iterator[tree.Node]:
 def without_spans(node: Any) -> Any:
     """Return a node as nested tuples of its kind and its fields, without spans."""
     if isinstance(node, tree.Node):
-        kind = type(node)
-        values = (without_spans(getattr(node, name)) for name in field_names(kind))
-        return (kind.__name__, *values)
+        values = (without_spans(getattr(node, name)) for name in field_names(node))
+        return (type(node).__name__, *values)
     if isinstance(node, tuple):
         return tuple(without_spans(item) for item in node)
     return (type(node).__name__, node) if isinstance(node, (bool, int, float)) else node

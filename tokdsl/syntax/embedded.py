@@ -61,9 +61,7 @@ class Embedded:
         lexed = lex(node.text)
         laid = lay_out(node.text, lexed, within)
         places = offsets(node)
-        mistakes = [
-            Mistake(m.kind, places[m.start], places[m.end], m.text) for m in lexed.mistakes
-        ]
+        mistakes = [Mistake(m.kind, places[m.start], places[m.end], m.text) for m in lexed.mistakes]
         faults = [
             Fault(f.kind, f.sign, places[f.start], places[f.at], tuple(places[o] for o in f.others))
             for f in laid.faults
@@ -99,5 +97,3 @@ def nothing(span: Span) -> Diagnostic:
     from tokdsl.syntax.mistakes import MissingValue
 
     return MissingValue(span=span, after="", found="nothing")
-
-

@@ -136,14 +136,16 @@ class UnterminatedString(
         return "the string begins here"
 
 
-class UnknownCharacter(Diagnostic, code="TOK107", name="unknown-character", severity=Severity.ERROR):
+class UnknownCharacter(
+    Diagnostic, code="TOK107", name="unknown-character", severity=Severity.ERROR
+):
     """A character has no meaning in the language.
 
     Outside strings and comments only letters, digits and the signs of the language are read.
 
     ```tok error
     fn double(x: [*, d]) -> [*, d] {
-      2 × x
+      2 \u00d7 x
     }
     ```
     ```tok ok
@@ -285,17 +287,17 @@ _MEANT = {
     "^": "a power is written `**`",
     "@": "a matrix product is written `dot(a, b; over = axis)`",
     "`": 'strings stand in `"` quotes',
-    "“": 'strings stand in `"` quotes',
-    "”": 'strings stand in `"` quotes',
-    "‘": "strings stand in `'` quotes",
-    "’": "strings stand in `'` quotes",
-    "≤": "write `<=`",
-    "≥": "write `>=`",
-    "≠": "write `!=`",
-    "·": "write `*`",
-    "×": "write `*`",
-    "−": "write `-`",
-    "–": "write `-`",
+    "\u201c": 'strings stand in `"` quotes',
+    "\u201d": 'strings stand in `"` quotes',
+    "\u2018": "strings stand in `'` quotes",
+    "\u2019": "strings stand in `'` quotes",
+    "\u2264": "write `<=`",
+    "\u2265": "write `>=`",
+    "\u2260": "write `!=`",
+    "\u00b7": "write `*`",
+    "\u00d7": "write `*`",
+    "\u2212": "write `-`",
+    "\u2013": "write `-`",
     "?": "a choice is written `if condition { a } else { b }`",
     "\\": "a line continues when it ends with an operator or inside brackets",
 }
@@ -375,9 +377,7 @@ def fault_findings(source: SourceFile, faults: list[Fault], limit: int) -> Itera
 
 def _unclosed(source: SourceFile, fault: Fault, span: Span, closer: str) -> Diagnostic:
     here = Span(source, fault.at, fault.at)
-    also = [
-        Label(Span(source, at, at + 1), "this one is open as well") for at in fault.others[:3]
-    ]
+    also = [Label(Span(source, at, at + 1), "this one is open as well") for at in fault.others[:3]]
     return UnclosedBracket(
         span=span,
         sign=fault.sign,

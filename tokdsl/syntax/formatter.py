@@ -135,7 +135,7 @@ class Formatter(StatementPrinter):
     def item_body(self, node: tree.Node, body: tree.Body, head: str) -> str:
         """Return the block of an item: on one line only where it was written so."""
         extra = self.loose.pop(id(node), [])
-        if self.source is not None and not extra or not body.statements:
+        if self.source is not None or not body.statements:
             flat = self.flat_body(body)
             column = len(head) - head.rfind("\n") - 1
             if flat is not None and not extra and column + len(flat) <= WIDTH:
@@ -150,9 +150,7 @@ class Formatter(StatementPrinter):
 
     def rules(self, node: tree.Weights) -> tree.Body:
         """Return the rules of a ``weights`` clause as the block that they stand in."""
-        span = Span(
-            node.span.file, self.opening(node.span.start, node.span.end), node.span.end
-        )
+        span = Span(node.span.file, self.opening(node.span.start, node.span.end), node.span.end)
         return tree.Body(span, node.rules)  # type: ignore[arg-type]
 
     def opening(self, low: int, high: int) -> int:
@@ -199,9 +197,7 @@ class Formatter(StatementPrinter):
             return False
         return "\n" in self.gap(span.start, body.statements[0].span.start)
 
-    def broken_body(
-        self, body: tree.Body, indent: int, extra: Sequence[str] = ()
-    ) -> str:
+    def broken_body(self, body: tree.Body, indent: int, extra: Sequence[str] = ()) -> str:
         """Return a block over several lines, with further comments at its beginning."""
         low, high = body.span.start + 1, body.span.end - 1
         inner = indent + 2
@@ -248,9 +244,9 @@ class Formatter(StatementPrinter):
         if isinstance(node, (tree.Use, tree.Definition, tree.Model, tree.BrokenItem)):
             return Line(self.item(node), blank)
         target = 0
-        if isinstance(node, tree.Assign) and not node.shared:
-            if not any(name.indices for name in node.targets):
-                target = len(self.head(node)) - len(" = ")
+        if isinstance(node, tree.Assign):
+            indexed = any(name.indices for name in node.targets)
+            target = 0 if indexed or node.shared else len(self.head(node)) - len(" = ")
         return Line(self.statement(node, indent), blank, target)
 
     def remarks(self, lines: list[Line], low: int, high: int) -> int:

@@ -1,14 +1,15 @@
 """From the tokens of a text to statements: brackets, line breaks and the words that begin them.
 
-What this pass gives on is always well formed: every bracket is closed (missing ones are added, those
-without a partner are left out, each with its finding), `_END` stands between two statements, and a
-word such as `stage` is a keyword only where it begins a statement. So a mistake in one statement
-cannot change how the next one is read.
+What this pass gives on is always well formed: every bracket is closed (missing ones are added,
+those without a partner are left out, each with its finding), `_END` stands between two statements,
+and a word such as `stage` is a keyword only where it begins a statement. So a mistake in one
+statement cannot change how the next one is read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from tokdsl.syntax.lexer import Lexed, Tokens
 
@@ -179,8 +180,7 @@ class _Layout:
     def items(self) -> list[tuple[int, int]]:
         """Return the range of each item."""
         edges = [-1, *self.bounds, len(self.out)]
-        pairs = zip(edges, edges[1:], strict=False)
-        return [(low + 1, high) for low, high in pairs if high > low + 1]
+        return [(low + 1, high) for low, high in pairwise(edges) if high > low + 1]
 
     # ------------------------------------------------------------------ the scan
 
@@ -212,9 +212,9 @@ class _Layout:
                     kind = self.inner_word(at)
             else:
                 if first[at] and top.stop is None and self.is_suspicious(at):
-                    frame = self.mark_stop(at)
-                    if frame is not None and self.may_go_back(frame.stop.raw, at):
-                        return self.go_back(frame.stop, frame.raw)
+                    stop, frame = self.mark_stop(at)
+                    if stop is not None and self.may_go_back(stop.raw, at):
+                        return self.go_back(stop, frame.raw)
                 if kind in SOFT_WORDS:
                     kind = self.inner_word(at)
             if kind in CLOSER:
@@ -252,9 +252,9 @@ class _Layout:
         frame.head = kind
         frame.ifs = 0
         frame.lead = raw.starts[at]
-        if self.first[at] and frame.stop is None and frame.indent >= 0:
-            if self.column(raw.starts[at]) <= frame.indent:
-                frame.stop = self.state(at)
+        may_stop = self.first[at] and frame.stop is None and frame.indent >= 0
+        if may_stop and self.column(raw.starts[at]) <= frame.indent:
+            frame.stop = self.state(at)
         return kind
 
     def following(self, at: int) -> str:
@@ -385,7 +385,7 @@ class _Layout:
         return at + 1
 
     def closes_later(self, at: int) -> bool:
-        """Return whether the rest of the line closes more round and square brackets than it opens."""
+        """Return whether the rest of the line closes more brackets than it opens."""
         depth = 0
         for place in range(at + 1, len(self.raw)):
             kind = self.raw.kinds[place]
@@ -398,7 +398,8 @@ class _Layout:
 
     def lacks_block(self, frame: Frame, at: int) -> bool:
         """Return whether a statement ended without its block, and an indented line follows."""
-        if self.out.kinds[-1] == "RBRACE" or self.raw.kinds[at] == "RBRACE":
+        before = self.out.kinds[-2:]
+        if before[-1] == "RBRACE" or before[0] == "KIND" or self.raw.kinds[at] == "RBRACE":
             return False
         return self.column(self.raw.starts[at]) > self.indent(frame.lead)
 
@@ -496,10 +497,11 @@ class _Layout:
             return False
         return self.raw.kinds[at] not in _INSIDE_BEFORE
 
-    def mark_stop(self, at: int) -> Frame | None:
+    def mark_stop(self, at: int) -> tuple[State | None, Frame]:
         """Remember a line that looks like a new statement, for all brackets of the run.
 
-        Returns the first bracket of the run when there are so many such lines that it must be open.
+        Returns the first bracket of the run, and its stop when there are so many such lines that it
+        must be unclosed.
         """
         state = self.state(at)
         run = self.stack[self.bracket_run() :]
@@ -507,7 +509,7 @@ class _Layout:
             if frame.stop is None:
                 frame.stop = state
         stops = {id(frame.stop) for frame in run}
-        return run[0] if len(stops) > STOP_LIMIT else None
+        return (run[0].stop if len(stops) > STOP_LIMIT else None), run[0]
 
     def state(self, at: int) -> State:
         """Return the present state, before the token at ``at``."""

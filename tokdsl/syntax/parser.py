@@ -95,7 +95,7 @@ class Reader:
                 self.recovery.after_junk = False
                 return item  # type: ignore[return-value]
         self.build.declared.clear()
-        return self.recovery.item(tokens.part(low, high))
+        return self.recovery.item(tokens.part(low, high))  # type: ignore[return-value]
 
     def too_deep(self, tokens: Tokens, low: int, high: int, deep: int) -> tree.Item:
         """Report an item that is nested too deeply, unless that was done."""

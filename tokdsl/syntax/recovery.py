@@ -159,7 +159,7 @@ class Recovery:
             nodes = self.statement(block.tokens, block.rule)
             block.nodes.extend(nodes)
             block.fitted |= not all(isinstance(node, tree.BrokenStatement) for node in nodes)
-            misplaced = isinstance(self.found[-1], MisplacedStatement) if self.found[before:] else False
+            misplaced = any(isinstance(f, MisplacedStatement) for f in self.found[before:])
             if misplaced and block.misplaced:
                 self.found.pop()  # of several in a row only the first is reported
             block.misplaced = misplaced
@@ -325,7 +325,8 @@ class Recovery:
         states = failure.stacks.states
         kinds = [k for k in self.tables.actions[states[-1]] if k[0] in "$_" or k.isupper()]
         fitting = {k for k in kinds if accepts(self.tables, states, (k,))}
-        if rule in _PLACES and fitting >= {"COMMA", "EQUAL"}:  # more targets of an equation: hardly meant
+        if rule in _PLACES and fitting >= {"COMMA", "EQUAL"}:
+            # more targets of an equation are hardly meant
             fitting -= {"COMMA"} if place == 1 else {"COMMA", "EQUAL"}
         words = expected_words(fitting)
         if self.embedded:

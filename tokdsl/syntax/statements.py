@@ -102,9 +102,9 @@ class StatementPrinter(ExpressionPrinter):
                     text += pad + self.text(condition, Room(indent + 8, indent + 8, 1), level)
                 return text
             case tree.Repeat():
-                tail = f"{index_text(node)} "
-                head_text = f"repeat {self.text(node.count, room.after('repeat '), self.level(node))}{tail}"
-                return head_text + self.block(node.body, room.after(head_text))
+                count = self.text(node.count, room.after("repeat "), self.level(node))
+                head = f"repeat {count}{index_text(node)} "
+                return head + self.block(node.body, room.after(head))
             case tree.Residual() | tree.Stage():
                 text = self.head(node)
                 groups = statement_groups(node)
@@ -209,5 +209,3 @@ def statement_groups(node: tree.Residual | tree.Stage) -> list[Sequence[tree.Nod
         return [inputs, arguments]
     typed = all(i.type is not None or i.default is None for i in inputs)
     return [inputs] if typed else [inputs, ()]
-
-

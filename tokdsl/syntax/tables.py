@@ -96,7 +96,7 @@ def build_tables(grammar: str) -> dict[str, Any]:
         maybe_placeholders=False,
         strict=False,
     )
-    table = parser.parser.parser._parse_table  # type: ignore[attr-defined]
+    table = parser.parser.parser._parse_table
     rules = list(parser.rules)
     number = {rule: index for index, rule in enumerate(rules)}
     order = _state_order(table)

@@ -29,7 +29,7 @@ class Name(Node):
 
 @dataclass(frozen=True, slots=True)
 class Number(Node):
-    """A number, with an optional unit already multiplied in: ``6.0``, ``1e-6``, ``13B``, ``128KiB``.
+    """A number with its unit already multiplied in: ``6.0``, ``1e-6``, ``13B``, ``128KiB``.
 
     ``unit`` is the suffix as written (``K M B T`` powers of 1000, ``KiB MiB GiB`` of 1024) or "".
     """
@@ -108,8 +108,10 @@ class Argument(Node):
 
 @dataclass(frozen=True, slots=True)
 class Call(Node):
-    """``f(operands; statics)``; without ``;`` all arguments are in ``operands`` and
-    ``separated`` is false."""
+    """``f(operands; statics)``.
+
+    Without ``;`` all arguments are in ``operands`` and ``separated`` is false.
+    """
 
     function: Expression
     operands: tuple[Argument, ...]
@@ -312,7 +314,7 @@ TypeExpression = TensorType | NamedType | TupleType
 
 @dataclass(frozen=True, slots=True)
 class Operand(Node):
-    """A tensor that a definition or stage takes: ``x: [*, d]``; ``default`` is ``none`` if optional."""
+    """A tensor that a definition or stage takes: ``x: [*, d]``; optional with a ``default``."""
 
     name: str
     type: TypeExpression | None

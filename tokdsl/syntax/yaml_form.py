@@ -146,10 +146,8 @@ class _Form:
     def wrong(self, node: YamlNode, expected: str) -> None:
         """Report a value of another shape, unless that was done."""
         if node.kind == "alias":
-            return
-        self.found.append(
-            WrongShape(span=short(node), expected=expected, found_shape=node.words())
-        )
+            return None
+        self.found.append(WrongShape(span=short(node), expected=expected, found_shape=node.words()))
 
     def entries(self, node: YamlNode | None, expected: str) -> list[YamlNode]:
         """Return the entries of a list."""
@@ -160,7 +158,9 @@ class _Form:
             return []
         return node.items
 
-    def form(self, node: YamlNode, forms: dict[str, Form], what: str) -> tuple[str, dict[str, YamlNode]]:
+    def form(
+        self, node: YamlNode, forms: dict[str, Form], what: str
+    ) -> tuple[str, dict[str, YamlNode]]:
         """Return which form a mapping has, and its values; report wrong and missing keys."""
         keys = [key for key, _ in node.pairs]
         head = next((key.text for key in keys if key.text in forms), "")
@@ -238,10 +238,8 @@ class _Form:
         if node is None or node.is_empty:
             return []
         if node.kind == "list":
-            read = [self.texts.read(entry, "declaration", self.level)
-                    if entry.kind == "scalar" else self.wrong(entry, "a declaration")
-                    for entry in node.items]  # fmt: skip
-            return [(d.span, d.name, d.type, d.default) for d in cast(list[Any], read) if d]
+            read = [self.declaration(entry) for entry in node.items]
+            return [(d.span, d.name, d.type, d.default) for d in read if d is not None]
         if node.kind != "mapping":
             self.wrong(node, "a mapping of names to types")
             return []
@@ -258,6 +256,12 @@ class _Form:
                 kind, default = part.items if part is not None else (None, None)
             declared.append((span, self.name(key), kind, default))
         return declared
+
+    def declaration(self, node: YamlNode) -> Any:
+        """Return a declaration that is written as one text."""
+        if node.kind != "scalar" or node.is_empty:
+            return self.wrong(node, "a declaration as a text")
+        return self.texts.read(node, "declaration", self.level)
 
     def arguments(self, node: YamlNode | None) -> tuple[tree.Argument, ...]:
         """Return the arguments of a stage or residual."""
@@ -292,7 +296,7 @@ class _Form:
     def item(self, node: YamlNode) -> tree.Item:
         """Return one item."""
         if node.kind != "mapping":
-            self.wrong(node, "a mapping that begins with `use`, `model` or the kind of a definition")
+            self.wrong(node, "a mapping with `use`, `model` or the kind of a definition")
             return tree.BrokenItem(node.span)
         head, values = self.form(node, ITEM_FORMS, "an item")
         if not head:
@@ -370,7 +374,7 @@ class _Form:
             return [tree.BrokenStatement(node.span)]
         made = makers[head](node, values)
         belongs = not isinstance(made, (tree.Repeat, tree.Residual, tree.Step))
-        if model and not belongs or not model and head in ("objective", "weights"):
+        if not (belongs if model else head not in ("objective", "weights")):
             self.texts.misplaced(short(node), head, model)
             return [tree.BrokenStatement(node.span)]
         return [made]

@@ -24,16 +24,15 @@ class Interval:
 
     def union(self, other: Interval) -> Interval:
         """Return the smallest interval that holds both."""
-        return Interval(
-            min(self.lo, other.lo), max(self.hi, other.hi), self.exact and other.exact
-        )
+        return Interval(min(self.lo, other.lo), max(self.hi, other.hi), self.exact and other.exact)
 
     def times(self, count: float) -> Interval:
         """Return the interval of ``count`` applications one after the other."""
         if count == 0:
             return POINTWISE
-        scale = lambda end: end * count if end else 0.0  # noqa: E731  (0 * inf is not a number)
-        return Interval(scale(self.lo), scale(self.hi), self.exact)
+        # zero times infinity is not a number
+        lo, hi = (end * count if end else 0.0 for end in (self.lo, self.hi))
+        return Interval(lo, hi, self.exact)
 
     @property
     def is_causal(self) -> bool:

@@ -1,0 +1,192 @@
+"""Layouts of published checkpoints: names, indices, and the pieces that tensors are made of."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from tokdsl.checks.pieces import Piece, View
+from tokdsl.diagnostics import did_you_mean
+from tokdsl.source import SourceFile, Span
+from tokdsl.syntax import tree
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+
+class RuleFault(Exception):
+    """A rule cannot be read; becomes a diagnostic.
+
+    Args:
+        kind: the ``name`` of the diagnostic class.
+        text: expected, then found.
+        span: the smallest part of the rule that is at fault.
+        help: how to repair it.
+    """
+
+    def __init__(self, kind: str, text: str, span: Span, help: str | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
+        self.span = span
+        self.help = help
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A published name with index expressions in braces."""
+
+    parts: tuple[str | tree.Expression, ...]
+    variables: tuple[str, ...]
+    span: Span
+
+    def name(self, numbers: Mapping[str, int]) -> str:
+        """Return the name at given indices."""
+        return "".join(p if isinstance(p, str) else str(number(p, numbers)) for p in self.parts)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The bindings of one rule at which it has the same form.
+
+    Args:
+        pieces: one per published name.
+        bindings: values of the variables.
+        axes: variables that go over all rows of a parameter, with the number of rows.
+    """
+
+    pieces: tuple[Piece, ...]
+    bindings: list[tuple[int, ...]] = field(default_factory=list)
+    axes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a ``weights`` clause, resolved.
+
+    Args:
+        variables: the index variables that `Group.bindings` give values.
+    """
+
+    published: tuple[Pattern, ...]
+    variables: tuple[str, ...]
+    groups: list[Group]
+    covered: list[View]
+    span: Span
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One ``weights`` clause: how a published checkpoint names and forms the parameters.
+
+    Args:
+        tied: published names that repeat others: (alias, the other one).
+        ignored: patterns of published names that this model does not need.
+    """
+
+    name: str
+    span: Span
+    rules: list[Rule] = field(default_factory=list)
+    tied: list[tuple[Pattern, Pattern]] = field(default_factory=list)
+    ignored: list[Pattern] = field(default_factory=list)
+
+
+# --------------------------------------------------------------------------- numbers
+
+_OPERATORS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv,
+    "%": operator.mod, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "==": operator.eq, "!=": operator.ne,
+    "and": lambda a, b: bool(a) and bool(b), "or": lambda a, b: bool(a) or bool(b),
+}  # fmt: skip
+
+
+def number(node: tree.Expression, names: Mapping[str, int]) -> int:
+    """Return the value of an expression over whole numbers.
+
+    Raises:
+        RuleFault: it is none, or has an unknown name.
+    """
+    if isinstance(node, tree.Number) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, tree.Name):
+        if node.id in names:
+            return names[node.id]
+        raise RuleFault(
+            "weight-rule",
+            f"`{node.id}` is neither an index of the published name nor a parameter of the model",
+            node.span,
+            did_you_mean(node.id, names)
+            or f"indices stand in braces in the published name: `{{{node.id}}}`",
+        )
+    if isinstance(node, tree.Unary):
+        value = number(node.operand, names)
+        return -value if node.operator == "-" else not value
+    if isinstance(node, tree.Binary) and (node.operator in _OPERATORS or node.operator == "/"):
+        left, right = number(node.left, names), number(node.right, names)
+        if node.operator in ("/", "//", "%") and right == 0:
+            raise RuleFault("weight-rule", "division by zero", node.span)
+        if node.operator == "/":
+            if left % right:
+                raise RuleFault("weight-rule", f"{left} / {right} is not whole", node.span)
+            return left // right
+        return _OPERATORS[node.operator](left, right)
+    raise RuleFault("weight-rule", "a whole number is needed here", node.span)
+
+
+def names_in(node: object) -> Iterator[str]:
+    """Yield the names in an expression over numbers."""
+    if isinstance(node, tree.Name):
+        yield node.id
+    elif isinstance(node, tree.Unary):
+        yield from names_in(node.operand)
+    elif isinstance(node, tree.Binary):
+        yield from names_in(node.left)
+        yield from names_in(node.right)
+
+
+# --------------------------------------------------------------------------- published names
+
+
+@lru_cache(maxsize=256)
+def _embedded(text: str) -> tree.Expression | None:
+    """Return the expression that stands between braces, or None if it is none."""
+    if text.isidentifier():
+        return tree.Name(Span(SourceFile("", text), 0, len(text)), text)
+    from tokdsl.syntax.parser import parse
+
+    module, found = parse(SourceFile("", f"fn name() {{ ({text}) }}"))
+    item = module.items[0] if module.items else None
+    if found or len(module.items) != 1 or not isinstance(item, tree.Definition):
+        return None
+    statements = item.body.statements
+    if len(statements) != 1 or not isinstance(statements[0], tree.Step):
+        return None
+    return statements[0].value
+
+
+def pattern(published: tree.String, constants: Mapping[str, int]) -> Pattern:
+    """Return a published name in parts; a ``{}`` that only mentions constants is filled in.
+
+    Raises:
+        RuleFault: what stands in braces is no expression.
+    """
+    parts: list[str | tree.Expression] = []
+    variables: list[str] = []
+    last = 0
+    for match in _PLACEHOLDER.finditer(published.value):
+        node = _embedded(match[1].strip())
+        if node is None:
+            raise RuleFault(
+                "weight-rule", f"`{match[0]}` holds no index expression", published.span
+            )
+        parts += [published.value[last : match.start()], node]
+        variables += [name for name in names_in(node) if name not in constants]
+        last = match.end()
+    parts.append(published.value[last:])
+    kept = tuple(p for p in parts if p != "")
+    if any("{" in p or "}" in p for p in kept if isinstance(p, str)):
+        raise RuleFault("weight-rule", "a brace is not closed or not opened", published.span)
+    return Pattern(kept, tuple(dict.fromkeys(variables)), published.span)
