@@ -63,6 +63,8 @@ def check(program: Program, facts: Facts, report: Report) -> None:
 
 
 def _property(program: Program, facts: Facts, requirement: Requirement, report: Report) -> None:
+    if not program.stages:
+        return
     if requirement.fact not in PROPERTIES:
         numbers = requirement.fact in facts.numbers
         _unknown(

@@ -121,8 +121,7 @@ class Arguments(Expressions):
                 frame,
                 "argument-type",
                 node.span,
-                f"the size of an axis must be int, found {statics.type_name(value)} "
-                f"{statics.show(value)}",
+                f"the size of an axis must be int, found {describe(value)}",
             )
         number = value.number
         if number is not None and not 0 < number < 2**40:
@@ -294,7 +293,7 @@ def op_owns(op: Op) -> bool:
     return bool(op.parameters()) or op.state() is not None
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
     """Return the type and text of an argument that does not fit."""
     if isinstance(value, Value):
         return f"a tensor {value.type}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokdsl.graph import statics
-from tokdsl.graph.arguments import OPERAND_KINDS, Arguments, Given, op_owns, rank
+from tokdsl.graph.arguments import OPERAND_KINDS, Arguments, Given, describe, op_owns, rank
 from tokdsl.graph.builder import Poison
 from tokdsl.graph.frame import Frame
 from tokdsl.graph.program import Value
@@ -48,7 +48,7 @@ class Calls(Arguments):
             frame,
             "not-callable",
             node.function.span,
-            f"`{node.function.span.text}` is {statics.type_name(target)}, not a definition",
+            f"`{node.function.span.text}` is {describe(target)}, not a definition",
         )
 
     def _called(self, frame: Frame, node: tree.Expression) -> object:

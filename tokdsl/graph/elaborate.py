@@ -29,6 +29,12 @@ from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, Clock, TensorType, UnknownType, ValueType
 
 
+#: the types that a static parameter can have
+STATIC_TYPES = (
+    "int", "float", "bool", "str", "dtype", "axis", "init", "list", "any", *tree.DEFINITION_KINDS
+)  # fmt: skip
+
+
 class Elaborator(Statements):
     """Builds the graph of models and checks definitions."""
 
@@ -40,6 +46,7 @@ class Elaborator(Statements):
         module = Module(definition.name, definition.kind, definition.name_span)
         frame = Frame(module, target.scope, active=(target,), symbolic=True)
         matched = Matched()
+        self._check_header(frame, definition)
         for parameter in definition.parameters:
             frame.bind(
                 parameter.name, self._symbolic_static(frame, parameter), parameter.span, "parameter"
@@ -58,6 +65,36 @@ class Elaborator(Statements):
         self.finish_module(frame, definition, matched)
         self.note_unused(frame)
         return module
+
+    def _check_header(self, frame: Frame, definition: tree.Definition) -> None:
+        """Check that names in a header are given once and that types are known."""
+        seen: set[str] = set()
+        for item in (*definition.operands, *definition.parameters):
+            if item.name in seen:
+                from tokdsl.resolve.diagnostics import NameTaken
+
+                self.report.add(NameTaken(span=item.span, taken=item.name))
+                frame.module.broken = True
+            seen.add(item.name)
+        for operand in definition.operands:
+            if not isinstance(operand.type, tree.TensorType):
+                self.fail(
+                    frame,
+                    "operand-kind",
+                    operand.span,
+                    f"the tensor `{operand.name}` needs a type with axes",
+                    help=f"write `{operand.name}: [*, d]`; static parameters go after the `;`",
+                )
+        for parameter in definition.parameters:
+            kind = parameter.type.name if isinstance(parameter.type, tree.NamedType) else "any"
+            if kind not in STATIC_TYPES:
+                self.fail(
+                    frame,
+                    "argument-type",
+                    parameter.span,
+                    f"no static type `{kind}`",
+                    help=did_you_mean(kind, STATIC_TYPES),
+                )
 
     def _symbolic_static(self, frame: Frame, parameter: tree.Parameter) -> object:
         kind = parameter.type.name if isinstance(parameter.type, tree.NamedType) else "any"

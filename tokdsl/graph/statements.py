@@ -134,6 +134,8 @@ class Statements(Definitions):
                 node.attribute = frame.attribute(name)
 
     def _bind_target(self, frame: Frame, target: tree.Target, value: object) -> None:
+        if target.name == "_":
+            return
         if isinstance(value, Value):
             if not value.name and value.node is not None:
                 value.name = target.name

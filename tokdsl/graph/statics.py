@@ -120,6 +120,10 @@ def show(value: object) -> str:
     return str(value)
 
 
+#: a larger integer has no float
+LARGEST = 10**300
+
+
 def as_float(value: object) -> float | None:
     """Return a static number as a float, or None if it is not a known number."""
     if isinstance(value, bool):
@@ -128,7 +132,9 @@ def as_float(value: object) -> float | None:
         return value
     if isinstance(value, Dim):
         number = value.number
-        return float(number) if number is not None else None
+        if number is None:
+            return None
+        return float(number) if abs(number) < LARGEST else math.copysign(math.inf, number)
     return None
 
 
@@ -157,7 +163,7 @@ def binary(operator: str, left: object, right: object) -> object:
         raise StaticError(f"division by zero in `{show(left)} {operator} {show(right)}`") from None
     except ValueError as error:
         raise StaticError(str(error)) from None
-    except OverflowError:
+    except (OverflowError, ArithmeticError):
         raise StaticError(f"`{show(left)} {operator} {show(right)}` is too large") from None
 
 
@@ -276,6 +282,14 @@ FUNCTIONS: dict[str, Callable[[float], float]] = {
     "abs": abs,
 }
 
+#: functions from a number to a whole one
+WHOLE: dict[str, Callable[[float], int]] = {
+    "int": int,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "round": round,
+}
+
 CONSTANTS: dict[str, object] = {"pi": math.pi, "inf": math.inf}
 
 
@@ -297,8 +311,10 @@ def call(name: str, values: list[object]) -> object:
     if name in ("int", "floor", "ceil", "round"):
         if number is None:
             return values[0] if isinstance(values[0], Dim) else Unknown("int")
-        whole = {"int": int, "floor": math.floor, "ceil": math.ceil, "round": round}[name](number)
-        return Dim.of(whole)
+        try:
+            return Dim.of(WHOLE[name](number))
+        except (ValueError, OverflowError) as error:
+            raise StaticError(f"`{name}({show(values[0])})`: {error}") from None
     if name == "float":
         return Unknown("float") if number is None else number
     if number is None:

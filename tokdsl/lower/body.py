@@ -205,7 +205,7 @@ class Body:
             name: self.text[id(value)]
             for name, value in zip(node.operands, node.inputs, strict=True)
         }
-        types = {name: value.type for name, value in zip(node.operands, node.inputs, strict=True)}
+        types = dict(op.operand_types())  # under the axis names of the body that it comes from
         state = ""
         if self.shared.streaming and op.state() is not None:
             state = f"state.{node.attribute}"

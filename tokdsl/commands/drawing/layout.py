@@ -64,13 +64,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text; ``style`` is one of title, name, note, shape, tag, dots, code."""
+    """A line of text; ``style`` is one of head, title, note, shape, tag, dots, code.
+
+    Args:
+        lead: bold words before the text.
+    """
 
     x: float
     y: float
     text: str
     style: str
     anchor: str = "start"
+    lead: str = ""
 
 
 @dataclass(frozen=True)
@@ -275,18 +280,16 @@ class Placer:
         wide -= 2 * _tag_width(part.tag)
         left = x - wide / 2
         self.scene.frames.append(Rect(left, y, wide, tall, part, part.title))
-        self._header(left, y, part.title, part.note)
+        self.header(left, y, part.title, part.note)
         if part.tag:
             tag = Text(left + wide + 8, y + tall / 2 + 5, part.tag, "tag")
             self.scene.texts.append(tag)
         return self.column(part.inner, x, y + (HEADER if part.title else PAD))
 
-    def _header(self, left: float, y: float, title: str, note: str) -> None:
+    def header(self, left: float, y: float, title: str, note: str) -> None:
+        """Write the title of a frame, and a note after it."""
         if title:
-            self.scene.texts.append(Text(left + 12, y + 19, title, "title"))
-        if note:
-            after = left + 20 + metrics.width(title, TITLE, bold=True)
-            self.scene.texts.append(Text(after, y + 19, note, "note"))
+            self.scene.texts.append(Text(left + 12, y + 19, note, "note", lead=title))
 
     def _join(self, part: Join, x: float, y: float) -> Ends:
         wide, tall = size(part)
@@ -328,7 +331,7 @@ class Placer:
     def _fan(self, part: Fan, x: float, y: float) -> Ends:
         wide, tall = size(part)
         self.scene.frames.append(Rect(x - wide / 2, y, wide, tall, part, part.title))
-        self._header(x - wide / 2, y, part.title, part.note)
+        self.header(x - wide / 2, y, part.title, part.note)
         top = y + HEADER
         source: Point = (x, top)
         entry = Ends((x, top), (x, top), solid=False)
@@ -440,7 +443,7 @@ def _place_stage(
     height = tall + HEADER + 12 + PAD
     rect = Rect(left, frame_top, width, height, stage, stage.name)
     scene.frames.append(rect)
-    placer._header(left, frame_top, stage.name, "")
+    placer.header(left, frame_top, stage.name, "")
     ends = placer.column(stage.column, x, frame_top + HEADER + 12)
     if stage.inputs and not stage.source:
         scene.lines.append(Line(((x, y + 3), ends.enter), arrow=ends.solid))
@@ -461,13 +464,16 @@ def _cross(
     for stage in outline.stages:
         if stage.source:
             wanted.append((stage.source, places[stage.name][1].enter, stage.name))
-    levels: dict[str, float] = {}
+    order = [stage.name for stage in outline.stages]
+    levels: dict[tuple[str, bool], float] = {}
     used: dict[str, int] = {}
     for source, target, owner in wanted:
         if source not in places:
             continue
-        level = levels.setdefault(source, bottom + 10 + 10 * len(levels))
         x, y = places[source][1].leave
+        near = order.index(owner) == order.index(source) + 1
+        below = y + 8 if near else bottom + 10 + 10 * len(levels)
+        level = levels.setdefault((source, near), below)
         frame = places[owner][0]
         used[owner] = used.get(owner, 0) + 1
         channel = frame.x - 10 - 8 * (used[owner] - 1)
@@ -494,7 +500,6 @@ def _objective(scene: Scene, text: str, bottom: float, width: float) -> tuple[fl
     if not text:
         return bottom, width
     y = bottom + 30
-    scene.texts.append(Text(MARGIN, y, "objective", "name"))
     left = MARGIN + metrics.width("objective", DETAIL, bold=True) + 10
     room = max(width - left, 260.0)
     lines = [""]
@@ -503,6 +508,7 @@ def _objective(scene: Scene, text: str, bottom: float, width: float) -> tuple[fl
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     for i, line in enumerate(lines):
-        scene.texts.append(Text(left, y + i * LINE_HEIGHT, line, "code"))
+        place = (MARGIN, "objective") if i == 0 else (left, "")
+        scene.texts.append(Text(place[0], y + i * LINE_HEIGHT, line, "code", lead=place[1]))
     widest = max(metrics.width(line, DETAIL) for line in lines)
     return y + (len(lines) - 1) * LINE_HEIGHT, max(width, left + widest)

@@ -126,7 +126,10 @@ class Writer:
         self.depth += 1
         entry = self._node(" ", "(({}))") if part.router is None or part.always else ""
         router = self._box(part.router, part.router.title) if part.router is not None else entry
-        boxes = [self._box(expert, name or "…") for expert, name in experts_drawn(part)]
+        boxes = [
+            self._box(expert, name) if name else self._node("…", "(({}))")
+            for expert, name in experts_drawn(part)
+        ]
         always = [self._box(extra, extra.title) for extra in part.always]
         meet = self._node("+", "(({}))")
         if entry and entry != router:

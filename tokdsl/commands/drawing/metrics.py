@@ -16,9 +16,11 @@ _TABLE = {chr(32 + i): int(width) for i, width in enumerate(_WIDTHS.split())}
 OTHER = 584
 #: how much wider bold text is
 BOLD = 1.07
+#: room for fonts that run wider, when neither Helvetica nor Arial is there
+SLACK = 1.1
 
 
 def width(text: str, size: float, bold: bool = False) -> float:
     """Return the width of a line of text in the units of its size."""
-    total = sum(_TABLE.get(character, OTHER) for character in text) / 1000 * size
+    total = sum(_TABLE.get(character, OTHER) for character in text) / 1000 * size * SLACK
     return total * BOLD if bold else total

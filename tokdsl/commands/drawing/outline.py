@@ -16,7 +16,7 @@ from tokdsl.commands.drawing.parts import (
     Skip,
     StageColumn,
 )
-from tokdsl.commands.drawing.words import box, describe, kind_of_op, quantity, shape
+from tokdsl.commands.drawing.words import box, kind_of_op, quantity, shape
 from tokdsl.graph.definitions import owns
 from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Program, Value
 from tokdsl.types.tensors import RouteType, TensorType
@@ -34,6 +34,7 @@ def outline(program: Program, numbers: Mapping[str, float] | None = None) -> Out
     """
     names = {id(use.result): use.name for use in program.stages}
     inputs = {id(i.value): i for i in program.inputs}
+    several = len(program.clocks) > 1
     stages = []
     for use in program.stages:
         module = use.module
@@ -42,22 +43,22 @@ def outline(program: Program, numbers: Mapping[str, float] | None = None) -> Out
             for formal, actual in zip(module.inputs, use.inputs, strict=True)
             if id(actual) in names
         }
-        column = Tracer(module, reads).column(module.inputs[0], module.results[0])
+        column = Tracer(module, reads, several).column(module.inputs[0], module.results[0])
         outside = tuple(
-            f"{v.name}: {_input_text(inputs[id(v)].classes, v)}"
+            f"{v.name}: {_input_text(inputs[id(v)].classes, v, several)}"
             for v in use.inputs
             if id(v) in inputs
         )
         source = reads.pop(id(module.inputs[0]), "")
-        result = shape(module.results[0].type)
+        result = shape(module.results[0].type, several)
         stages.append(StageColumn(use.name, outside, source, column, result))
     text = program.objective.span.text if program.objective is not None else ""
     objective = " ".join(text.removeprefix("objective").split())
     return Outline(program.name, _subtitle(numbers or {}), stages, objective)
 
 
-def _input_text(classes: object, value: Value) -> str:
-    return f"tokens[{classes}]" if classes is not None else shape(value.type)
+def _input_text(classes: object, value: Value, several: bool) -> str:
+    return f"tokens[{classes}]" if classes is not None else shape(value.type, several)
 
 
 def _subtitle(numbers: Mapping[str, float]) -> str:
@@ -76,10 +77,12 @@ class Tracer:
     Args:
         module: the body.
         reads: names of stages by the values that stand for their results in the body.
+        several: whether the program has several input clocks.
     """
 
-    def __init__(self, module: Module, reads: Mapping[int, str]) -> None:
+    def __init__(self, module: Module, reads: Mapping[int, str], several: bool = False) -> None:
         self.module = module
+        self.several = several
         self.reads = reads
         self._weights: dict[int, int] = {}
         self._places: dict[int, int] = {}
@@ -100,7 +103,7 @@ class Tracer:
         return self._column(value, steps)
 
     def _column(self, first: Value, steps: list[tuple[Value, Part | None, Value]]) -> Column:
-        column, last = Column(), shape(first.type)
+        column, last = Column(), shape(first.type, self.several)
         places = {id(first): 0}
         pending: list[tuple[Value, int]] = []
         for value, part, before in steps:
@@ -109,7 +112,7 @@ class Tracer:
                 column.parts.append(part)
                 column.shapes.append("")
             places[id(value)] = len(column.parts)
-            text = shape(value.type)
+            text = shape(value.type, self.several)
             if column.parts and text != last:
                 column.shapes[-1] = text
             last = text
@@ -259,7 +262,7 @@ class Tracer:
         if module.kind not in (*SHOWN, "stage") and not owns(module):
             return None
         reads = self._readers(module, node.inputs)
-        inner = Tracer(module, reads)
+        inner = Tracer(module, reads, self.several)
         if module.kind == "stage":
             column = inner.column(module.inputs[0], module.results[0])
             return Frame(module.name, "", "stage", column, _rate(node))
@@ -301,7 +304,7 @@ class Tracer:
         if not any(owns(m) or m.nodes for m in node.modules):
             return None
         reads = self._readers(node.modules[0], node.inputs)
-        return _repeat(list(node.modules), reads)
+        return _repeat(list(node.modules), reads, self.several)
 
 
 def _is_composed(column: Column) -> bool:
@@ -324,28 +327,32 @@ def _rate(node: CallNode) -> str:
     return f"learned, coarser than {clock.parent.name}"
 
 
-def _repeat(modules: list[Module], reads: Mapping[int, str]) -> Frame:
+def _repeat(modules: list[Module], reads: Mapping[int, str], several: bool) -> Frame:
     """Return the frame of a loop, with the pattern of its layers inside."""
     period = _period(modules)
     times = len(modules) // period
     runs = [list(group) for _, group in groupby(modules[:period], key=id)]
     if len(runs) == 1:
-        return Frame("", f"× {times * len(runs[0])}", "repeat", _layer(runs[0][0], reads))
+        tag = f"× {times * len(runs[0])}"
+        only = _layer(runs[0][0], reads, several)
+        part = only.parts[0] if len(only.parts) == 1 else None
+        if isinstance(part, Frame) and part.style == "block":
+            return Frame(part.title, tag, "repeat", part.inner)
+        return Frame("", tag, "repeat", only)
     inner = Column()
     for run in runs:
-        column = _layer(run[0], reads)
-        part: Part
+        column = _layer(run[0], reads, several)
         if len(run) == 1 and len(column.parts) == 1:
-            part = column.parts[0]
+            inner.parts.append(column.parts[0])
         else:
-            part = Frame("", f"× {len(run)}" if len(run) > 1 else "", "repeat", column)
-        inner.parts.append(part)
+            tag = f"× {len(run)}" if len(run) > 1 else ""
+            inner.parts.append(Frame("", tag, "repeat" if tag else "block", column))
         inner.shapes.append("")
     return Frame("", f"× {times}" if times > 1 else "", "repeat", inner)
 
 
-def _layer(module: Module, reads: Mapping[int, str]) -> Column:
-    return Tracer(module, reads).column(module.inputs[0], module.results[0])
+def _layer(module: Module, reads: Mapping[int, str], several: bool) -> Column:
+    return Tracer(module, reads, several).column(module.inputs[0], module.results[0])
 
 
 def _period(modules: list[Module]) -> int:
@@ -357,4 +364,4 @@ def _period(modules: list[Module]) -> int:
     return total
 
 
-__all__ = ["Tracer", "describe", "outline"]
+__all__ = ["Tracer", "outline"]

@@ -24,8 +24,6 @@ FONT = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 STYLE = f"""
 text {{ font-family: {FONT}; fill: {INK}; }}
 .head {{ font-size: 18px; font-weight: 700; }}
-.title {{ font-size: 13px; font-weight: 700; }}
-.name {{ font-size: 10.5px; font-weight: 700; }}
 .tag {{ font-size: 15px; font-weight: 700; }}
 .box {{ font-size: 13px; font-weight: 600; }}
 .note, .detail {{ font-size: 10.5px; fill: {GREY}; }}
@@ -33,6 +31,8 @@ text {{ font-family: {FONT}; fill: {INK}; }}
 .detail {{ fill: #3a434c; }}
 .shape {{ font-size: 10px; fill: {GREY}; }}
 .dots {{ font-size: 15px; fill: {GREY}; }}
+.title {{ font-size: 13px; font-weight: 700; fill: {INK}; }}
+.name {{ font-size: 10.5px; font-weight: 700; }}
 .sign {{ font-size: 14px; font-weight: 600; }}
 .line {{ fill: none; stroke: {INK}; stroke-width: 1.2; stroke-linejoin: round; }}
 .dashed {{ stroke: {FRAME}; stroke-dasharray: 3 3; }}
@@ -168,4 +168,10 @@ def _circle(circle: Circle) -> str:
 def _text(text: Text) -> str:
     anchor = "" if text.anchor == "start" else f' text-anchor="{text.anchor}"'
     place = f'x="{number(text.x)}" y="{number(text.y)}"'
-    return f'<text class="{text.style}" {place}{anchor}>{escape(text.text)}</text>'
+    lead = ""
+    if text.lead:
+        size = "title" if text.style == "note" else "name"
+        lead = f'<tspan class="{size}">{escape(text.lead)}</tspan>'
+    if lead and text.text:
+        lead += '<tspan dx="8"> </tspan>'
+    return f'<text class="{text.style}" {place}{anchor}>{lead}{escape(text.text)}</text>'

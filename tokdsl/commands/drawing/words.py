@@ -26,18 +26,24 @@ def quantity(number: float) -> str:
     return f"{number:.3g}"
 
 
-def shape(kind: ValueType) -> str:
-    """Return a shape as a reader writes it: ``T × 4096``."""
+def shape(kind: ValueType, several: bool = False) -> str:
+    """Return a shape as a reader writes it: ``T × 4096``.
+
+    Args:
+        kind: the type of a value.
+        several: whether there are several input clocks, so that lengths need their names.
+    """
     if isinstance(kind, RouteType):
         return f"{kind.top.size} of {kind.experts.size}"
     if not isinstance(kind, TensorType):
         return ""
-    return " × ".join(_extent(axis) for axis in kind.axes)
+    return " × ".join(_extent(axis, several) for axis in kind.axes)
 
 
-def _extent(axis: Axis) -> str:
+def _extent(axis: Axis, several: bool) -> str:
     if axis.clock is not None:
-        return "T" if axis.clock.parent is None else f"T_{axis.clock.name}"
+        named = several or axis.clock.parent is not None
+        return f"T_{axis.clock.name}" if named else "T"
     return str(axis.size)
 
 
