@@ -177,9 +177,9 @@ def test_a_comment_anywhere_is_kept(program: str, place: int, comment: str) -> N
     ids=lambda text: text[:24].replace("\n", " "),
 )
 def test_time_is_bounded(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     module, found = read(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert found or text.startswith("#")
     assert format_module(SourceFile("t.tok", text), module) == text or not found
 
@@ -202,6 +202,6 @@ def test_many_mistakes_take_linear_time() -> None:
     lines = "\n".join(PROGRAMS.values()).splitlines()
     chance = random.Random(0)
     kept = [line for _ in range(30) for line in lines if chance.random() > 0.05]
-    start = time.perf_counter()
+    start = time.process_time()
     read("\n".join(kept))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -316,9 +316,8 @@ def _report_causes(
         worst = max(found, key=lambda v: (v.reach.sure, v.reach.hi), default=None)
         if worst is None or outputs.body is None:
             return
-        hops = Tracer(outputs.timing).trace(
-            outputs.body, duty.stage.result, worst.source, worst.key
-        )
+        tracer = Tracer(outputs.timing, worst.is_certain)
+        hops = tracer.trace(outputs.body, duty.stage.result, worst.source, worst.key)
         cause = max(hops, key=lambda h: (h.adds.hi, h.op is not None), default=None)
         _report(program, duty, worst, hops, cause, done, report)
         if cause is None or id(cause.node) in ignored:

@@ -232,7 +232,7 @@ def _with_past(op: Op) -> Op:
     for name, kind in vars(op).items():
         if isinstance(kind, TensorType) and any(a.memory for a in kind.axes):
             changed[name] = kind.with_axes(tuple(_past(a) for a in kind.axes))
-    return replace(op, **changed) if changed else op
+    return type(op)(**{**vars(op), **changed}) if changed else op
 
 
 def _past(axis: Axis) -> Axis:

@@ -432,9 +432,10 @@ class _Search:
             return
         self.done.add(id(body))
         for node in body.module.nodes:
+            if isinstance(node, OpNode) and type(node.op).op_name == "route":
+                self._route(body, node, path)
+        for node in body.module.nodes:
             if isinstance(node, OpNode):
-                if type(node.op).op_name == "route":
-                    self._route(body, node, path)
                 self._own(body, node, path, prefix)
             elif isinstance(node, CallNode | LoopNode):
                 self._called(body, node, path, prefix)
@@ -443,9 +444,11 @@ class _Search:
         name = f"{prefix}{node.attribute}." if node.attribute else prefix
         for inner in body.calls[id(node)]:
             if isinstance(node, CallNode) and _all_dead(inner):
-                if inner.module.kind != "stage":
+                if inner.module.kind == "stage":
+                    continue  # an unused stage is reported as such
+                if inner.module.span.file.name.startswith("std/"):
                     self._report_call(body, node, inner, path, name)
-                continue
+                    continue
             self.module(inner, (*path, Frame(body, node)), name)
 
     def _report_call(
@@ -476,7 +479,7 @@ class _Search:
 
     def _add(self, body: Backward, node: Node, cut: Node | None, what: str) -> None:
         span, labels = _user_place(self.program, body.module, node)
-        if cut is not None and id(cut) in self.silent:
+        if id(body.module) in self.silent or (cut is not None and id(cut) in self.silent):
             return
         if cut is not None and isinstance(cut, OpNode):
             labels = (*labels, Label(cut.span, f"`{cut.op.op_name}` passes no gradient"))
@@ -496,13 +499,10 @@ class _Search:
         weight = node.inputs[list(node.operands).index("weight")]
         if _depends_smoothly(weight):
             return
-        pick = node.inputs[list(node.operands).index("pick")]
         span, labels = _user_place(self.program, body.module, node)
         if not _constant_below(weight):
             self.report.add(RouterWithoutGradient(span=span, labels=labels))
-        if pick.node is not None:
-            self.silent.add(id(pick.node))
-            self.silent.add(id(node))
+        self.silent.add(id(body.module))  # its parameters are dead for this reason
 
 
 def _all_dead(body: Backward) -> bool:
@@ -545,9 +545,11 @@ def _cut(body: Backward, values: tuple[Value, ...], path: tuple[Frame, ...]) -> 
                 for name, v in zip(node.operands, node.inputs, strict=True)
                 if id(v) in wave
             ]
-            live = any(body.reached(v)[0] for v in node.outputs)
+            live = any(body.reached(v)[1] for v in node.outputs)
             added = {a.name for a in operand_fields(type(node.op)) if a.kind == "companion"}
-            if live and not (set(touched) & passing(node)) and set(touched) - added:
+            if not live or set(touched) <= added:
+                continue
+            if not set(touched) & passing(node):
                 return node
             wave |= {id(v) for v in node.outputs}
         else:

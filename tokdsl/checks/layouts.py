@@ -78,18 +78,26 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Tied:
+    """A published name that repeats another one; ``rule`` gives the values of their indices."""
+
+    alias: Pattern
+    other: Pattern
+    rule: Rule | None
+
+
+@dataclass(frozen=True)
 class Layout:
     """One ``weights`` clause: how a published checkpoint names and forms the parameters.
 
     Args:
-        tied: published names that repeat others: (alias, the other one).
         ignored: patterns of published names that this model does not need.
     """
 
     name: str
     span: Span
     rules: list[Rule] = field(default_factory=list)
-    tied: list[tuple[Pattern, Pattern]] = field(default_factory=list)
+    tied: list[Tied] = field(default_factory=list)
     ignored: list[Pattern] = field(default_factory=list)
 
 
@@ -190,3 +198,16 @@ def pattern(published: tree.String, constants: Mapping[str, int]) -> Pattern:
     if any("{" in p or "}" in p for p in kept if isinstance(p, str)):
         raise RuleFault("weight-rule", "a brace is not closed or not opened", published.span)
     return Pattern(kept, tuple(dict.fromkeys(variables)), published.span)
+
+
+def published_names(rule: Rule) -> Iterator[tuple[str, Pattern]]:
+    """Yield every published name of a rule, with the pattern that gives it."""
+    for group in rule.groups:
+        rows: list[dict[str, int]] = [{}]
+        for name, count in group.axes.items():
+            rows = [{**row, name: i} for row in rows for i in range(count)]
+        for values in group.bindings:
+            numbers = dict(zip(rule.variables, values, strict=True))
+            for row in rows:
+                for given in rule.published:
+                    yield given.name({**numbers, **row}), given

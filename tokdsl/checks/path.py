@@ -60,17 +60,22 @@ class Candidate:
     name: str = ""
     inner: tuple[Source, str | None] | None = None
 
-    @property
-    def rank(self) -> tuple[float, float, float]:
-        """What is certainly read counts most; of equals the one that adds most itself."""
-        return self.total.sure, self.total.hi, self.step.hi
+    def rank(self, certain: bool) -> tuple[float, float, float]:
+        """What reads furthest ahead counts most; of equals the one that adds most itself."""
+        return self.total.sure if certain else self.total.hi, self.total.hi, self.step.hi
 
 
 class Tracer:
-    """Finds the path from a result back to an input."""
+    """Finds the path from a result back to an input.
 
-    def __init__(self, timing: Timing) -> None:
+    Args:
+        timing: the analysis.
+        certain: whether the path shall be one along which tokens are certainly read.
+    """
+
+    def __init__(self, timing: Timing, certain: bool = True) -> None:
         self.timing = timing
+        self.certain = certain
 
     def trace(
         self,
@@ -87,7 +92,7 @@ class Tracer:
             seen += 1
             node = value.node
             ways = self._ways(body, node, value, source, key)
-            best = max(ways, key=lambda way: way.rank, default=None)
+            best = max(ways, key=lambda way: way.rank(self.certain), default=None)
             if best is None:
                 break
             if isinstance(node, OpNode):

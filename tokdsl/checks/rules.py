@@ -63,8 +63,8 @@ class RuleReader:
             RuleFault: it cannot be read, or applies nowhere.
         """
         variables = self._variables(node, published)
-        paths = list(_paths(node.value))
-        self.axis_names = _axis_variables(node.value, variables)
+        paths = paths_in(node.value)
+        self.axis_names = row_variables(node.value, variables)
         free = tuple(name for name in variables if name not in self.axis_names)
         groups: list[Group] = []
         covered: list[View] = []
@@ -98,7 +98,7 @@ class RuleReader:
                 raise RuleFault(
                     "weight-rule", "all names of a rule need the same indices", other.span
                 )
-        used = set(_used(node.value))
+        used = {part.id for part in walk(node.value) if isinstance(part, tree.Name)}
         for name in first:
             if name not in used:
                 raise RuleFault(
@@ -115,7 +115,8 @@ class RuleReader:
     ) -> Iterator[dict[str, int]]:
         """Yield the values of the indices at which all paths may exist."""
         limit = self._limit(value, paths)
-        certain = [] if _has_condition(value) else paths
+        conditional = any(isinstance(part, tree.If) for part in walk(value))
+        certain = [] if conditional else [segments(path) for path in paths]
 
         def extend(numbers: dict[str, int], left: tuple[str, ...]) -> Iterator[dict[str, int]]:
             if not left:
@@ -130,30 +131,29 @@ class RuleReader:
 
     def _limit(self, value: tree.Expression, paths: list[tree.Expression]) -> int:
         """Return a number that no index reaches."""
-        lengths = 1
+        longest = 1
         for path in paths:
-            sizes = []
-            frontier: list[Place] = [self.places]
-            for segment in _segments(path):
-                if not isinstance(segment, tree.Attribute | tree.Name):
-                    sizes.append(max((_length(place) for place in frontier), default=1) or 1)
-                frontier = [inner for place in frontier for inner in _all_below(place, segment)]
-            lengths = max(lengths, prod(sizes))
-        return lengths + sum(_constants(index) for index in _indices(value)) + 1
+            reached: list[Place] = [self.places]
+            product = 1
+            for segment in segments(path):
+                if segment.index is not None:
+                    product *= max((_length(place) for place in reached), default=1)
+                reached = [inner for place in reached for inner in below(place, segment)]
+            longest = max(longest, product)
+        # how far numbers in the expressions can shift an index
+        shift = sum(int(n.value) for n in walk(value) if isinstance(n, tree.Number))
+        return longest + shift
 
-    def _may_exist(self, path: tree.Expression, numbers: Mapping[str, int]) -> bool:
+    def _may_exist(self, path: list[Segment], numbers: Mapping[str, int]) -> bool:
         """Whether a path exists as far as its indices are known."""
         place: Place = self.places
-        for segment in _segments(path):
-            if isinstance(segment, tree.Name | tree.Attribute):
-                key = segment.id if isinstance(segment, tree.Name) else segment.name
-            elif isinstance(place, ParameterInfo):
+        for segment in path:
+            if isinstance(place, ParameterInfo):
+                return segment.index is not None
+            if segment.index is not None and any(n not in numbers for n in names_in(segment.index)):
                 return True
-            elif any(n not in numbers for n in names_in(segment)):
-                return True
-            else:
-                key = str(number(segment, numbers))
-            if isinstance(place, ParameterInfo) or key not in place:
+            key = segment.key if segment.index is None else str(number(segment.index, numbers))
+            if key not in place:
                 return False
             place = place[key]
         return True
@@ -161,16 +161,12 @@ class RuleReader:
     def _nowhere(self, node: tree.WeightRule, paths: list[tree.Expression]) -> RuleFault:
         """Return why a rule applies at no index."""
         for path in paths:
-            frontier: list[Place] = [self.places]
-            for segment in _segments(path):
-                below = [inner for place in frontier for inner in _all_below(place, segment)]
-                constant = isinstance(segment, tree.Number)
-                if constant and not any(isinstance(p, ParameterInfo) for p in frontier):
-                    key = str(number(segment, {}))  # type: ignore[arg-type]
-                    below = [p[key] for p in frontier if isinstance(p, Mapping) and key in p]
-                if not below:
-                    return _no_such(path, segment, frontier)
-                frontier = below
+            places: list[Place] = [self.places]
+            for segment in segments(path):
+                reached = [inner for place in places for inner in below(place, segment)]
+                if not reached:
+                    return no_such(path, segment, places)
+                places = reached
         return RuleFault(
             "unknown-parameter",
             "there is no index at which everything that this rule names exists",
@@ -222,12 +218,12 @@ class RuleReader:
         node = self._chosen(node, numbers)
         if isinstance(node, tree.Call):
             return self._call(node, numbers)
-        if isinstance(node, tree.Index) and not _is_path(node):
+        if isinstance(node, tree.Index) and not is_path(node):
             piece = self._piece(node.value, numbers)
             for index in node.indices:
                 piece = self._select(piece, index, numbers)
             return piece
-        if _is_path(node):
+        if is_path(node):
             return self._path(node, numbers)
         raise RuleFault("weight-rule", "a parameter or a verb is needed here", node.span)
 
@@ -236,18 +232,18 @@ class RuleReader:
         parts: list[str | tree.Expression] = []
         keys: list[str] = []
         piece: Piece | None = None
-        for segment in _segments(node):
-            if piece is not None and not isinstance(segment, tree.Name | tree.Attribute):
-                piece = self._select(piece, segment, numbers)
+        for segment in segments(node):
+            if piece is not None and segment.index is not None:
+                piece = self._select(piece, segment.index, numbers)
                 continue
-            if isinstance(segment, tree.Name | tree.Attribute):
-                key = segment.id if isinstance(segment, tree.Name) else segment.name
-                parts.append(key)
-            else:
-                key = str(number(segment, numbers))
-                parts.append(segment)
+            key = segment.key
+            if segment.index is not None and set(names_in(segment.index)) & self.axis_names:
+                break
+            if segment.index is not None:
+                key = str(number(segment.index, numbers))
             if isinstance(place, ParameterInfo) or key not in place:
                 raise Absent
+            parts.append(segment.key if segment.index is None else segment.index)
             keys.append(key)
             place = place[key]
             if isinstance(place, ParameterInfo):
@@ -255,7 +251,7 @@ class RuleReader:
         if piece is None:
             raise RuleFault(
                 "unknown-parameter",
-                f"`{node.span.text}` is not one parameter; it has {listed(list(place))}",
+                f"`{node.span.text}` is not one parameter; it has {listed(list(place) if isinstance(place, Mapping) else [])}",
                 node.span,
             )
         return piece
@@ -362,6 +358,13 @@ def _arguments(
 
 
 # --------------------------------------------------------------------------- paths
+
+
+def _length(place: Place) -> int:
+    """Return the number of layers or rows that an index can go over."""
+    if isinstance(place, ParameterInfo):
+        return place.shape[0] if place.shape else 1
+    return max(len(place), 1)
 
 
 def is_path(node: tree.Expression) -> bool:

@@ -259,7 +259,7 @@ class Timing:
         inside = truth(condition, body.supports)
         if inside is None or all(varies):
             return None
-        if varies[1]:
+        if varies[1] or (not varies[0] and _hides(literal(x))):
             pairs = [(a, b, _outside(i)) for a, b, i in inside.pairs]
             return Support(tuple(pairs), literal(x))
         value = literal(y)
@@ -381,13 +381,17 @@ def itself(index: int, kind: ValueType) -> Dependence:
 
 
 def varying(node: OpNode) -> list[tuple[str, Value]]:
-    """Return the operands that data flows through: not those that the compiler adds."""
+    """Return the operands that data flows through.
+
+    Those that the compiler adds are not among them, nor those that give their type only: they
+    have tokens, but the time rule does not speak of them.
+    """
     added = {a.name for a in operand_fields(type(node.op)) if a.kind == "companion"}
-    added.add("key_valid")
+    flows = node.op.flows()
     return [
         (name, value)
         for name, value in zip(node.operands, node.inputs, strict=True)
-        if name not in added
+        if name not in added and (name in flows or not token_axes(value.type))
     ]
 
 
@@ -472,6 +476,11 @@ def _kept(
             if flow.target in axes and (flow.interval == POINTWISE or not pointwise):
                 found[axis.name] = str(flow.target)
     return found
+
+
+def _hides(value: float | None) -> bool:
+    """Whether a number is the one of two that stands for a masked score."""
+    return value is not None and value <= -1e4
 
 
 def _outside(interval: Interval) -> Interval:

@@ -174,12 +174,13 @@ def _model(item: tree.Model, report: Report) -> None:
         if isinstance(member, tree.Assign) and member.targets[0].name != "tokenizer":
             for target in member.targets:
                 _name(target.name, "value", target.span, read, report)
+    labels = set(mentions(tuple(objective)))
     for stage in stages:
         inside = set(mentions(stage.body))
         for i, operand in enumerate(stage.inputs):
             as_stream = i == 0 and _uses_stream(stage.body)
             if not as_stream:
-                _name(operand.name, "input", operand.span, inside, report)
+                _name(operand.name, "input", operand.span, inside | labels, report)
         _body(stage.body, inside, report, has_value=False)
     if objective:
         _stages(stages, item, report)

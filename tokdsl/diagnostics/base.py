@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, dataclass_transform
+from typing import Any, ClassVar, Self, dataclass_transform
 
 from tokdsl.source import Span
 
@@ -49,9 +49,8 @@ REGISTRY: dict[str, type[Diagnostic]] = {}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-@dataclass(frozen=True, kw_only=True)
 class Diagnostic:
-    """Base of all findings.
+    """Base of all findings; instances are immutable.
 
     A subclass states ``code``, ``name`` (the fault, never the cure) and ``severity`` in its
     class line, the title and explanation in its docstring with one ``tok error`` block and one
@@ -68,7 +67,37 @@ class Diagnostic:
     help: str | None = None
     fix: Fix | None = None
     #: calls through which the place was reached, outermost first
-    trace: tuple[Label, ...] = field(default=())
+    trace: tuple[Label, ...] = ()
+
+    #: names of the data of a finding, in order
+    data: ClassVar[tuple[str, ...]] = ("span", "labels", "notes", "help", "fix", "trace")
+
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update(given)
+        missing = [name for name in self.data if not hasattr(self, name)]
+        unknown = [name for name in given if name not in self.data]
+        if missing or unknown:
+            raise TypeError(f"{type(self).__name__}: missing {missing}, unknown {unknown}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values() == other._values()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.data)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.data)
+        return f"{type(self).__name__}({inner})"
+
+    def replace(self, **changed: Any) -> Self:
+        """Return the same finding with some of its data changed."""
+        return type(self)(**{name: getattr(self, name) for name in self.data} | changed)
 
     def __init_subclass__(cls, *, code: str, name: str, severity: Severity) -> None:
         if code in REGISTRY:
@@ -76,7 +105,9 @@ class Diagnostic:
         if any(other.name == name for other in REGISTRY.values()):
             raise TypeError(f"diagnostic name {name} is declared twice")
         cls.code, cls.name, cls.severity = code, name, severity
-        dataclass(frozen=True, kw_only=True)(cls)
+        own = cls.__dict__.get("__annotations__", {})
+        fresh = (n for n, kind in own.items() if not str(kind).startswith("ClassVar"))
+        cls.data = (*cls.data, *(n for n in fresh if n not in cls.data))
         REGISTRY[code] = cls
 
     def message(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from tokdsl import __version__
 from tokdsl.checks.facts import Facts
 from tokdsl.emit import classes, functions
+from tokdsl.emit.checkpoint import checkpoint
 from tokdsl.emit.environment import render
 from tokdsl.emit.wrap import wrap
 from tokdsl.graph.statics import show
@@ -34,7 +35,7 @@ def emit(plan: Plan, facts: Facts, source_name: str) -> dict[str, str]:
         files["state.py"] = _state(plan, source_name)
         files["generation.py"] = render("package/generation.py.jinja", {})
     files.update(_tokenizer(plan))
-    files.update(_checkpoint(plan))
+    files["checkpoint.py"] = checkpoint(plan, _header(plan, source_name))
     files["__init__.py"] = _init(plan, source_name, files)
     return dict(sorted(files.items()))
 
@@ -86,7 +87,8 @@ def _model(plan: Plan, source_name: str) -> str:
             {"name": name, "annotation": _annotation(value), "value": _literal(value)}
             for name, value in plan.program.parameters.items()
         ],
-        "inputs": plan.inputs,
+        "inputs": [i for i in plan.inputs if not i.is_label],
+        "labels": [i for i in plan.inputs if i.is_label],
         "stages": plan.stages,
         "calls": {stage.name: _stage_arguments(plan, stage) for stage in plan.stages},
         "clocks": _clocks(plan),
@@ -109,16 +111,15 @@ def _clocks(plan: Plan) -> list[dict[str, str]]:
     if plan.streaming:
         needed |= {i.clock for i in plan.inputs if i.clock}
     found: list[dict[str, str]] = []
-    single = sum(1 for i in plan.inputs if i.clock) == 1
+    validity = plan.validity()
     for given in plan.inputs:
-        if given.clock and all(c["clock"] != given.clock for c in found):
-            valid = "valid" if single else f"{given.name}_valid"
-            variable = "clock" if single else f"clock_{given.clock}"
+        if given.clock in validity and all(c["clock"] != given.clock for c in found):
+            variable = "clock" if len(validity) == 1 else f"clock_{given.clock}"
             found.append(
                 {
                     "clock": given.clock,
                     "input": given.name,
-                    "valid": valid,
+                    "valid": validity[given.clock],
                     "variable": variable,
                     "needed": "yes" if given.clock in needed else "",
                 }
@@ -285,10 +286,6 @@ def _listed(value: object) -> object:
     return _plain(value)
 
 
-def _checkpoint(plan: Plan) -> dict[str, str]:
-    return {}
-
-
 def _manifest(plan: Plan, facts: Facts, source_name: str) -> str:
     return _json(
         {
@@ -310,7 +307,6 @@ def _init(plan: Plan, source_name: str, files: dict[str, str]) -> str:
         "model": plan.program.name,
         "streaming": plan.streaming,
         "tokenizer": "tokenizer.py" in files,
-        "checkpoint": "checkpoint.py" in files,
         "has_objective": bool(plan.objective_result),
     }
     return render("package/init.py.jinja", context)

@@ -166,7 +166,7 @@ class Arguments(Expressions):
             frame,
             "argument-type",
             node.span,
-            f"`{name}` must be {'int' if kind == 'size' else kind}, found " + _describe(value),
+            f"`{name}` must be {'int' if kind == 'size' else kind}, found " + describe(value),
         )
 
     def parameter_value(

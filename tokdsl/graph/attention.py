@@ -61,12 +61,14 @@ class AttentionBuilder:
             self._cache(window)
         key = token_axis(self.inputs["k"].type, "k")
         decomposed = self.score is not None or "sinks" in self.inputs
-        structured = _is_structured(interval) and not decomposed
+        known = same or self.mask is None
+        structured = known and _is_structured(interval) and not decomposed
         mask = self._mask(query, key, structured)
         if decomposed:
             return self._decomposed(query, key, mask, interval)
         inputs = {"q": self.inputs["q"], "k": self.inputs["k"], "v": self.inputs["v"]}
-        inputs["mask"] = mask
+        if mask is not None:
+            inputs["mask"] = mask
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
         return self._apply(Attend, inputs, interval=interval, structured=structured, **self.values)
@@ -87,8 +89,13 @@ class AttentionBuilder:
             return Interval(-INFINITY, INFINITY, exact=False)
         return PredicateReader(query.name, "S").interval(value)
 
-    def _mask(self, query: Axis, key: Axis, structured: bool) -> Value:
-        """Return what hides keys: padding, and a condition that `attend` cannot state itself."""
+    def _mask(self, query: Axis, key: Axis, structured: bool) -> Value | None:
+        """Return what hides keys: padding, and a condition that `attend` cannot state itself.
+
+        None where the number of keys is fixed, so that there is no padding, and no condition left.
+        """
+        if structured and key.size.is_number:
+            return None
         builder, frame, span = self.builder, self.frame, self.node.span
         inputs: dict[str, Value] = {}
         if self.mask is not None and not structured:
@@ -199,7 +206,9 @@ class AttentionBuilder:
 
     # ----------------------------------------------------------------- scores
 
-    def _decomposed(self, query: Axis, key: Axis, mask: Value, interval: Interval) -> Value:
+    def _decomposed(
+        self, query: Axis, key: Axis, mask: Value | None, interval: Interval
+    ) -> Value:
         builder, frame = self.builder, self.frame
         statics: dict[str, Any] = {k: v for k, v in self.values.items() if k in ("scale", "over")}
         scores = AttentionScores(
@@ -218,7 +227,9 @@ class AttentionBuilder:
         if self.score is not None:
             given = [value, *positions][: self._score_arguments()]
             result = self._evaluate_score(given, [query, key])
-        inputs = {"scores": result, "v": self.inputs["v"], "mask": mask}
+        inputs = {"scores": result, "v": self.inputs["v"]}
+        if mask is not None:
+            inputs["mask"] = mask
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
         op = AttentionMix(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import tokdsl.graph.diagnostics
@@ -74,8 +73,7 @@ class Builder:
         """Report a finding of the 3xx family and return the exception that stops the statement."""
         cls = self.by_name[name]
         span, labels = self.at_user(frame, span, labels)
-        accepts = {spec.name for spec in fields(cls)}
-        data: dict[str, Any] = {"text": text} if "text" in accepts else {}
+        data: dict[str, Any] = {"text": text} if "text" in cls.data else {}
         self.report.add(
             cls(span=span, labels=labels, help=help, notes=notes, trace=frame.trace, **data)
         )
@@ -220,12 +218,18 @@ class Builder:
     def _validity(self, frame: Frame, values: list[Value]) -> Value | None:
         from tokdsl.ops.ambient import Valid
 
-        for value in values:
-            axis = next((a for a in value.type.axes if a.clock is not None), None)
-            if axis is not None and value.type.batched:
-                op = Valid(axis=axis)
-                return self.apply(frame, op, {}, value.span)[0]
-        return None
+        axes = [
+            (axis, value)
+            for value in values
+            if value.type.batched
+            for axis in value.type.axes
+            if axis.clock is not None and not axis.size.is_number  # of fixed length: no padding
+        ]
+        # of streams at several resolutions the finest says which tokens are padding
+        axis, value = min(axes, key=lambda item: _depth(item[0]), default=(None, None))
+        if axis is None or value is None:
+            return None
+        return self.apply(frame, Valid(axis=axis), {}, value.span)[0]
 
     def per_row(self, frame: Frame, value: Value) -> Value:
         """Return a stacked parameter as one entry per dispatched row."""
@@ -241,6 +245,14 @@ class Builder:
         from tokdsl.ops.ambient import Constant
 
         return self.apply(frame, Constant(value=number), {}, span)[0]
+
+
+def _depth(axis: Axis) -> int:
+    """Return how many reductions lie between an axis and the input's clock."""
+    clock, depth = axis.clock, 0
+    while clock is not None and clock.parent is not None:
+        clock, depth = clock.parent, depth + 1
+    return depth
 
 
 def plain(kind: ValueType) -> TensorType | None:

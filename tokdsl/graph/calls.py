@@ -302,6 +302,9 @@ class Calls(Arguments):
             op.type()
         except Fault as fault:
             raise self.fault(frame, fault, node.span, node) from None
+        if "valid" in ordered and not op.wants_valid():
+            del ordered["valid"], data["valid"]
+            op = cls(**data)
         attribute = ""
         if op_owns(op):
             attribute = self._attribute_for(frame, closure, cls.op_name, node)

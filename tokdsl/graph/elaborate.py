@@ -28,7 +28,6 @@ from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, Clock, TensorType, UnknownType, ValueType
 
-
 #: the types that a static parameter can have
 STATIC_TYPES = (
     "int", "float", "bool", "str", "dtype", "axis", "init", "list", "any", *tree.DEFINITION_KINDS
@@ -62,9 +61,19 @@ class Elaborator(Statements):
         for operand in definition.operands:
             kind = signature.symbolic(operand.type, operand.name, size)
             self._bind_symbolic(frame, matched, operand, kind)
+        self._check_defaults(frame, definition)
         self.finish_module(frame, definition, matched)
         self.note_unused(frame)
         return module
+
+    def _check_defaults(self, frame: Frame, definition: tree.Definition) -> None:
+        """Check that defaults have values of their parameters' types."""
+        for parameter in definition.parameters:
+            if parameter.default is not None:
+                try:
+                    self.parameter_value(frame, parameter, parameter.default)
+                except Poison:
+                    frame.module.broken = True
 
     def _check_header(self, frame: Frame, definition: tree.Definition) -> None:
         """Check that names in a header are given once and that types are known."""

@@ -10,7 +10,7 @@ from tokdsl.lower.plan import Loop, Statement
 from tokdsl.ops.ambient import Constant, Position, Rename, Valid
 from tokdsl.ops.base import Code, Op
 from tokdsl.source import Span
-from tokdsl.types.tensors import RouteType, TensorType, ValueType
+from tokdsl.types.tensors import Clock, RouteType, TensorType, ValueType
 
 #: an expression longer than this becomes a statement of its own
 LONGEST = 68
@@ -220,23 +220,34 @@ class Body:
         axis = op.axis  # type: ignore[attr-defined]
         size = axis.size.number
         if size is not None and isinstance(op, Position):
-            return f"torch.arange({size}).unsqueeze(0)"
+            device = self.sizes.get("device")
+            on = f", device={device}" if device else ""
+            return f"torch.arange({size}{on}).unsqueeze(0)"
         if size is not None:
             return "None"
         key = "key_" if axis.memory and self.shared.streaming else ""
         kind = "position" if isinstance(op, Position) else "valid"
         if isinstance(op, Valid) and axis.clock.name in self.valid_names:
             return self.valid_names[axis.clock.name]
-        clock = self.clock_names.get(axis.clock.name)
+        source, clock = self._clock(axis.clock)
         if clock is None:
             raise Unsupported(
                 f"positions along `{axis.name}` of clock `{axis.clock.name}`, which is not the "
                 "clock of an input",
             )
-        self.clocks.add(axis.clock.name)
+        self.clocks.add(source)
         if key and axis.window:
             return f"{clock}.last({axis.window}).{key}{kind}"
         return f"{clock}.{key}{kind}"
+
+    def _clock(self, clock: Clock) -> tuple[str, str | None]:
+        """Return the name of the input's clock and the text of a clock made from it, if any."""
+        if clock.name in self.clock_names or clock.parent is None:
+            return clock.name, self.clock_names.get(clock.name)
+        source, text = self._clock(clock.parent)
+        if text is None or clock.stride is None:
+            return source, None
+        return source, f"{text}.coarse({clock.stride})"
 
     # ----------------------------------------------------------------- calls
 

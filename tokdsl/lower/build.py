@@ -5,11 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokdsl.checks.facts import Facts
+from tokdsl.checks.weights import read_layouts, whole_numbers
 from tokdsl.graph.definitions import owns
-from tokdsl.graph.program import AuxNode, CallNode, Input, LoopNode, Module, OpNode, Program, Value
+from tokdsl.graph.program import (
+    AuxNode,
+    CallNode,
+    Input,
+    LoopNode,
+    Module,
+    OpNode,
+    Program,
+    StageUse,
+    Value,
+)
 from tokdsl.lower.body import Body, Shared, shape_comment
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
+from tokdsl.lower.layouts import lower_layouts
 from tokdsl.lower.names import class_name
 from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
 from tokdsl.lower.terms import name_terms
@@ -45,22 +57,45 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     shared = Shared(plan.streaming)
     context = Context(program, plan, shared, {}, set(TAKEN), {})
     plan.aux = list(program.aux)
-    plan.inputs = [_input_plan(i) for i in program.inputs]
+    operands = {use.name: _operands(program, use, module) for use, module in stages}
     for use, module in stages:
         _mark(module, shared)
         for called in _callees_first(module):
             _add_class(context, called, use.name)
-        plan.stages.append(_stage_plan(context, use.name, module, [v.name for v in use.inputs]))
+        plan.stages.append(_stage_plan(context, use.name, module, operands[use.name]))
+    plan.inputs = [_input_plan(i, plan) for i in program.inputs]
     if objective is not None:
         _objective(context, objective)
         plan.terms = terms
+    plan.layouts = lower_layouts(read_layouts(facts), whole_numbers(program))
     plan.functions = shared.functions
     return plan
 
 
-def _input_plan(given: Input) -> InputPlan:
+def _operands(program: Program, use: StageUse, module: Module) -> list[str]:
+    """Return the names of what a stage is given; labels, which only the objective reads, go."""
+    read = {id(v) for node in module.nodes for v in node.inputs}
+    read |= {id(v) for v in module.results}
+    labels = {s[6:] for s in program.objective_inputs if s.startswith("input:")}
+    names = [v.name for v in use.inputs]
+    gone = [
+        value
+        for value, name in zip(module.inputs, names, strict=False)
+        if name in labels and id(value) not in read
+    ]
+    module.inputs = [v for v in module.inputs if v not in gone]
+    return [name for name in names if name not in {v.name for v in gone}]
+
+
+def _input_plan(given: Input, plan: Plan) -> InputPlan:
     clock = next((a.clock.name for a in given.value.type.axes if a.clock is not None), "")
-    return InputPlan(given.name, clock, shape_comment(given.value.type), given.classes is not None)
+    return InputPlan(
+        given.name,
+        clock,
+        shape_comment(given.value.type),
+        given.classes is not None,
+        is_label=all(given.name not in stage.inputs for stage in plan.stages),
+    )
 
 
 def _callees_first(root: Module) -> list[Module]:
@@ -135,7 +170,7 @@ def _add_class(context: Context, module: Module, stage: str) -> None:
 
 def _clock_names(context: Context, stage: str) -> dict[str, str]:
     """Return the variable of each input clock as a stage sees it: its own is ``clock``."""
-    names = [clock.name for clock in context.program.clocks]
+    names = list(dict.fromkeys(clock.name for clock in context.program.clocks))
     return {n: "clock" if n == stage or len(names) == 1 else f"clock_{n}" for n in names}
 
 
@@ -159,11 +194,16 @@ def _name_for(context: Context, module: Module, stage: str) -> str:
 
 
 def size_names(module: Module) -> dict[str, str]:
-    """Return Python text for the symbolic sizes of a module: lengths of its inputs."""
+    """Return Python text for the symbolic sizes of a module: lengths of its inputs.
+
+    Under ``device`` it is where tensors that the module makes belong.
+    """
     names: dict[str, str] = {}
     for value in module.inputs:
         if not isinstance(value.type, TensorType):
             continue
+        if value.python == "Tensor":
+            names.setdefault("device", f"{value.name or 'x'}.device")
         for i, axis in enumerate(value.type.axes):
             if not axis.size.is_number:
                 at = i + value.type.batched
@@ -282,9 +322,7 @@ def _stage_plan(context: Context, name: str, module: Module, operands: list[str]
 
 def _objective(context: Context, module: Module) -> None:
     body = Body(module, context.shared, {})
-    inputs = [i for i in context.plan.inputs if i.clock]
-    single = len(inputs) == 1
-    body.valid_names = {i.clock: "valid" if single else f"{i.name}_valid" for i in inputs}
+    body.valid_names = context.plan.validity()
     for value, source in zip(module.inputs, context.program.objective_inputs, strict=True):
         kind, _, name = source.partition(":")
         collected = f"torch.stack(output.aux.{name}{', dim=1' * value.type.batched})"

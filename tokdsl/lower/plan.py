@@ -100,12 +100,55 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class InputPlan:
-    """An input of the model; ``clock`` is "" if it has no token axis."""
+    """An input of the model.
+
+    Args:
+        clock: "" if it has no token axis.
+        is_label: whether only the objective reads it, so that `forward` does not take it.
+    """
 
     name: str
     clock: str
     shape: str
     is_tokens: bool
+    is_label: bool = False
+
+
+#: code: text, or a call as (function, argument, ...)
+Code = str | tuple["Code", ...]
+
+
+@dataclass(frozen=True)
+class LayoutRow:
+    """One published tensor: its name and what it is made of (or which other name it repeats)."""
+
+    published: str
+    value: Code
+
+
+@dataclass
+class LayoutRows:
+    """Rows, then loops as (variable, values) with the rows inside."""
+
+    rows: list[LayoutRow] = field(default_factory=list)
+    loops: dict[tuple[str, str], LayoutRows] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """A published layout of the parameters.
+
+    Args:
+        rows: published names and the parameters they are made of.
+        tied: published names and the others that they repeat.
+        ignored: regular expressions of names that may be there and are not read.
+    """
+
+    name: str
+    span: Span
+    rows: LayoutRows
+    tied: LayoutRows
+    ignored: tuple[str, ...]
 
 
 @dataclass
@@ -130,3 +173,12 @@ class Plan:
     inputs: list[InputPlan] = field(default_factory=list)
     streaming: bool = False
     digest: str = ""
+
+    def validity(self) -> dict[str, str]:
+        """Return the argument that says which tokens are padding, by clock."""
+        first: dict[str, str] = {}
+        for given in self.inputs:
+            if given.clock and not given.is_label:
+                first.setdefault(given.clock, given.name)
+        return {c: "valid" if len(first) == 1 else f"{n}_valid" for c, n in first.items()}
+    layouts: list[LayoutPlan] = field(default_factory=list)

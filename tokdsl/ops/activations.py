@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.base import Fault, Operand, op
@@ -12,7 +11,6 @@ from tokdsl.ops.elementwise import Elementwise
 from tokdsl.types.tensors import TensorType
 
 
-@dataclass(frozen=True)
 class Unary(Elementwise):
     """Base of the functions of one number; of integers they give floats."""
 
@@ -21,7 +19,6 @@ class Unary(Elementwise):
     work: ClassVar[int] = 4
 
 
-@dataclass(frozen=True)
 class Exact(Elementwise):
     """Base of the functions that stay within the integers."""
 

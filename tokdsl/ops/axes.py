@@ -212,7 +212,6 @@ def state_argument(code: Code) -> str:
     return f", state=None if {root} is None else {code.state}" if dot else f", state={root}"
 
 
-@dataclass(frozen=True)
 class Rowwise(Op):
     """Base of what a kernel can do on rows held in a block [rows, columns].
 

@@ -8,9 +8,10 @@ state and torch expression.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import ClassVar, NamedTuple, TypeVar, dataclass_transform
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 from tokdsl.ops.precedence import primary
 from tokdsl.types.dims import Dim
@@ -72,6 +73,10 @@ class ParameterSpec:
     dtype: str = "float"
 
 
+#: no elements
+NOTHING = Dim(())
+
+
 @dataclass(frozen=True, slots=True)
 class StateSpec:
     """What an operation keeps between steps: a class of ``state.py`` and its arguments.
@@ -85,15 +90,15 @@ class StateSpec:
 
     kind: str
     arguments: tuple[Dim, ...] = ()
-    per_token: Dim = Dim(())
-    elements: Dim = Dim(())
+    per_token: Dim = NOTHING
+    elements: Dim = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Work of one evaluation per example, in sizes: multiply-adds count as two FLOPs."""
 
-    flops: Dim = Dim(())
+    flops: Dim = NOTHING
 
 
 class Code:
@@ -181,9 +186,14 @@ OPS: dict[str, type[Op]] = {}
 OpType = TypeVar("OpType", bound="type[Op]")
 
 
-@dataclass(frozen=True)
+@dataclass_transform(frozen_default=True)
 class Op:
-    """Base of all primitives; an instance describes one use (types and static arguments)."""
+    """Base of all primitives; an instance describes one use (types and static arguments).
+
+    Fields are the annotated names of the class and its bases. Instances are immutable and equal
+    by value. The methods are written once here: generated ones, as of `dataclasses`, would take
+    most of the time of importing this package.
+    """
 
     #: name in the language
     op_name: ClassVar[str] = ""
@@ -197,6 +207,37 @@ class Op:
     decision: ClassVar[bool] = False
     #: operand (``*``: any) -> its value -> what the result then is, whatever the other operands are
     absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {}
+
+    #: names of the fields, in order, set by `op`
+    _names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *positional: Any, **given: Any) -> None:
+        values = self.__dict__
+        values.update(zip(self._names, positional, strict=False))
+        values.update(given)
+        for name in self._names:
+            if name not in values:
+                if not hasattr(type(self), name):
+                    raise TypeError(f"{type(self).__name__} needs `{name}`")
+                values[name] = getattr(type(self), name)
+        if len(values) > len(self._names) or not values.keys() <= set(self._names):
+            raise TypeError(f"{type(self).__name__} has no field for all of {sorted(values)}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable")
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self._names)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._values() == other._values()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names)
+        return f"{type(self).__name__}({inner})"
 
     def type(self) -> ValueType | tuple[ValueType, ...]:
         """Return the type of the result, or of each result.
@@ -240,6 +281,10 @@ class Op:
     def cost(self) -> Cost:
         """Return the work per example."""
         return Cost()
+
+    def wants_valid(self) -> list[Axis]:
+        """Return the token axes whose padding changes the result: what ``valid`` is read for."""
+        return [a for _, kind in self.operand_types() for a in kind.axes if a.clock is not None]
 
     def parameters(self) -> tuple[ParameterSpec, ...]:
         """Return the parameters and buffers that this use owns."""
@@ -338,30 +383,27 @@ _ARGUMENTS: dict[type[Op], tuple[Argument, ...]] = {}
 _OPERANDS: dict[type[Op], tuple[Argument, ...]] = {}
 
 
+def _field_types(cls: type[Op]) -> dict[str, str]:
+    """Return the annotated names of a class and its bases, with the text of their annotations."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, text in inspect.get_annotations(base).items():
+            if not str(text).startswith("ClassVar"):
+                found[name] = str(text)
+    return found
+
+
 def _read_arguments(cls: type[Op]) -> tuple[Argument, ...]:
     found = []
-    for spec in fields(cls):
-        text = str(spec.type)
-        optional = text.endswith(" | None")
+    for name, text in _field_types(cls).items():
+        optional = text.endswith(" | None") or hasattr(cls, name)
         kind = _KINDS.get(text.removesuffix(" | None"))
         if kind is None:
-            raise TypeError(f"{cls.__name__}.{spec.name}: no argument kind for {text!r}")
-        default = spec.default if spec.default is not MISSING else None
-        found.append(Argument(spec.name, kind, optional or spec.default is not MISSING, default))
+            raise TypeError(f"{cls.__name__}.{name}: no argument kind for {text!r}")
+        found.append(Argument(name, kind, optional, getattr(cls, name, None)))
     return tuple(found)
 
 
-def _inherits_fields(cls: type[Op]) -> bool:
-    """Whether a class adds no field to those of its base, so that it need not be made again.
-
-    Making a dataclass takes most of the time of importing this package.
-    """
-    own = cls.__dict__.get("__annotations__", {})
-    plain = all(str(text).startswith("ClassVar") for text in own.values())
-    return plain and "__dataclass_fields__" in cls.__mro__[1].__dict__
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def op(name: str) -> Callable[[OpType], OpType]:
     """Register a primitive under its name in the language.
 
@@ -372,16 +414,16 @@ def op(name: str) -> Callable[[OpType], OpType]:
     def register(cls: OpType) -> OpType:
         if name in OPS:
             raise TypeError(f"operation {name} is declared twice")
-        made = cls if _inherits_fields(cls) else dataclass(frozen=True)(cls)
-        made.op_name = name
-        OPS[name] = made
-        _ARGUMENTS[made] = _read_arguments(made)
-        _OPERANDS[made] = tuple(
+        OPS[name] = cls
+        cls.op_name = name
+        _ARGUMENTS[cls] = _read_arguments(cls)
+        cls._names = tuple(argument.name for argument in _ARGUMENTS[cls])
+        _OPERANDS[cls] = tuple(
             a
-            for a in _ARGUMENTS[made]
+            for a in _ARGUMENTS[cls]
             if a.kind in ("operand", "operands", "companion", "predicate")
         )
-        return made  # type: ignore[return-value]
+        return cls
 
     return register
 

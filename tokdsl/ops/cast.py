@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, op, tensor
@@ -39,7 +38,6 @@ def cast_text(code: Code, text: str, dtype: str) -> str:
     return f"{primary(text)}.{method}"
 
 
-@dataclass(frozen=True)
 class Cast(Op):
     """Base of the conversions; one that changes nothing costs nothing."""
 

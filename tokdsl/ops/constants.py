@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tokdsl.ops.ambient import Ambient
 from tokdsl.ops.base import Code, Fault, NewAxis, op
 from tokdsl.ops.elementwise import number
@@ -46,7 +44,6 @@ class Arange(Ambient):
         return f"torch.arange({code.size(self.axis.size)}{placement(code, '')})"
 
 
-@dataclass(frozen=True)
 class Filled(Ambient):
     """Base of the constants with one value."""
 

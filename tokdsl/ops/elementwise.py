@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, broadcast, op, tensor
@@ -20,7 +19,6 @@ def number(value: float) -> str:
     return repr(value)
 
 
-@dataclass(frozen=True)
 class Elementwise(Op):
     """Base of the element-wise operations: axes are matched by name, shapes broadcast.
 
@@ -89,7 +87,6 @@ class Elementwise(Op):
         }
 
 
-@dataclass(frozen=True)
 class Binary(Elementwise):
     """Base of the element-wise operations of two operands."""
 

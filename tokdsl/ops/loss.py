@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.axes import (
@@ -139,7 +138,6 @@ class CrossEntropyEach(_CrossEntropy):
         return self.call(code)
 
 
-@dataclass(frozen=True)
 class Distance(Op):
     """Base of the mean distances of two values over everything; padding never counts."""
 

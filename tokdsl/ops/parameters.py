@@ -97,7 +97,7 @@ class Linear(Op):
 
     def cost(self) -> Cost:
         """Two FLOPs per weight and token."""
-        outputs, inputs = self.sizes()
+        outputs, _ = self.sizes()
         return Cost(tensor(self.x, "x").size * outputs * 2)
 
     def module(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.axes import need_float
@@ -40,7 +39,6 @@ class Dropout(Op):
         return f"F.dropout({code['x']}, {self.p!r}, self.training)"
 
 
-@dataclass(frozen=True)
 class Noise(Op):
     """Base of the noises: only the shape and dtype of ``like`` matter."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.axes import (
@@ -42,7 +41,6 @@ from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import PAST, Flow
 
 
-@dataclass(frozen=True)
 class Reduction(Rowwise):
     """Base of the reductions.
 
@@ -364,7 +362,6 @@ class Variance(Reduction):
         return f"{text[:-1]}, correction={self.correction})" if self.correction else text
 
 
-@dataclass(frozen=True)
 class ArgReduction(Reduction):
     """Base of `ArgMax` and `ArgMin`: a discrete choice along one axis."""
 
@@ -408,7 +405,6 @@ class ArgMin(ArgReduction):
 # ------------------------------------------------------------------ running totals
 
 
-@dataclass(frozen=True)
 class Running(Op):
     """Base of the running totals along one axis; over tokens they read the past only."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from tokdsl.ops.axes import (
@@ -35,7 +34,6 @@ from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import EVERYTHING, Flow
 
 
-@dataclass(frozen=True)
 class AlongRow(Rowwise):
     """Base of the operations that go along axes and keep them."""
 
@@ -100,7 +98,6 @@ class AlongRow(Rowwise):
             raise Fault("argument-type", f"`{self.op_name}` goes over exactly one axis", "over")
 
 
-@dataclass(frozen=True)
 class Masked(AlongRow):
     """Base of the softmax family, whose entries can be masked."""
 
@@ -250,7 +247,6 @@ class Normalize(AlongRow):
         return f"{primary(x)} / {norm}.clamp(min={self.eps!r})"
 
 
-@dataclass(frozen=True)
 class Standardised(AlongRow):
     """Base of the normalisations with a learned scale, which has some of the operand's axes."""
 

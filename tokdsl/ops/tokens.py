@@ -31,7 +31,7 @@ from tokdsl.ops.elementwise import number
 from tokdsl.ops.precedence import primary
 from tokdsl.ops.shape import ONE, plain_axis
 from tokdsl.types.dims import Dim, combine
-from tokdsl.types.tensors import Axis, Clock, TensorType
+from tokdsl.types.tensors import Axis, Clock, TensorType, promote
 from tokdsl.types.time import EVERYTHING, INFINITY, Flow, Interval
 
 
@@ -74,6 +74,11 @@ class At(Op):
                 "index",
             )
         return kind.with_axes(tuple(a for a in kind.axes if a.name != self.over))
+
+    def wants_valid(self) -> list[Axis]:
+        """Return the token axis, if that is the one that goes."""
+        axis = find_axis(self.x, self.over, "over")
+        return [axis] if axis.clock is not None else []
 
     def flows(self) -> dict[str, list[Flow]]:
         """The first or last token reaches everything."""
@@ -290,7 +295,9 @@ class Patches(Op):
                 f"`{self.into.name}` has size {self.into.size}, but a patch has {pixels} entries",
                 "into",
             )
-        patches = Axis("patches", self.clock.length, self.clock)
+        count = self.count()
+        length = count if count.is_number else self.clock.length
+        patches = Axis("patches", length, self.clock)
         return TensorType((patches, Axis(self.into.name, self.into.size)), x.dtype, x.batched)
 
     def count(self) -> Dim:
@@ -312,3 +319,69 @@ class Patches(Op):
                 else f"{primary(text)}.unsqueeze(-3)"
             )
         return f"{code.use('patches')}({text}, {code.size(self.size)})"
+
+
+@op("prepend")
+class Prepend(Op):
+    """A stream with one or several tokens before its own, such as a learned class token.
+
+    ``first`` is one token or has an axis of tokens in front; it is the same for all rows where it
+    has no batch. The longer stream has a clock of its own.
+
+    Shape: [T, *], [n, *] -> [n + T, *].   Gradient: smooth.
+    """
+
+    x: Operand
+    first: Operand
+
+    def axis(self) -> Axis:
+        """Return the token axis.
+
+        Raises:
+            Fault: if it does not come first.
+        """
+        x = tensor(self.x, "x")
+        if not x.axes or x.axes[0].clock is None or x.axes[0].memory:
+            raise Fault("operand-shape", f"`prepend` needs a stream [T, *], found {x}", "x")
+        return x.axes[0]
+
+    def count(self) -> Dim:
+        """Return how many tokens come first.
+
+        Raises:
+            Fault: if they are not like those of the stream.
+        """
+        x, first = tensor(self.x, "x"), tensor(self.first, "first")
+        rest = [(a.name, a.size) for a in x.axes[1:]]
+        mine = [(a.name, a.size) for a in first.axes]
+        if mine == rest:
+            return ONE
+        if mine[1:] != rest or is_token(first.axes[0]):
+            raise Fault(
+                "operand-shape", f"`first` {first} are no tokens like those of {x}", "first"
+            )
+        return first.axes[0].size
+
+    def type(self) -> TensorType:
+        """Return the stream's type on a clock of its own."""
+        x, axis, count = tensor(self.x, "x"), self.axis(), self.count()
+        assert axis.clock is not None
+        clock = Clock(f"{axis.clock.name}_after_{count}", ordered=axis.clock.ordered)
+        longer = replace(axis, size=axis.size + count, clock=clock)
+        dtype = promote(x.dtype, self.first.dtype)
+        return TensorType((longer, *x.axes[1:]), dtype, x.batched or self.first.batched)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Tokens move back by the number of those that come first."""
+        own = self.axis().name
+        return {"x": [Flow(own, own, offset(self.count()))]}
+
+    def torch(self, code: Code) -> str:
+        """Return ``torch.cat``; tokens without batch are repeated over that of the stream."""
+        x, first = code["x"], code["first"]
+        if not self.first.batched:
+            count, rest = code.size(self.count()), ", -1" * (len(self.x.axes) - 1)
+            first = f"{primary(first)}.expand({primary(x)}.shape[0], {count}{rest})"
+        elif len(self.first.axes) < len(self.x.axes):
+            first = f"{primary(first)}.unsqueeze(1)"
+        return f"torch.cat(({first}, {x}), dim=1)"

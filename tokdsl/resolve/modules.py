@@ -211,7 +211,8 @@ class Library:
 
     def report_unused_imports(self, scope: FileScope) -> None:
         """Report the imports of a file that no body of it used."""
-        if scope.is_library:
+        only_uses = all(isinstance(item, tree.Use) for item in scope.module.items)
+        if scope.is_library or only_uses:
             return
         for name, node in scope.imported.items():
             if name not in scope.used:

@@ -11,7 +11,7 @@ from tokdsl.syntax import tree
 from tokdsl.syntax.compare import children, same_tree
 from tokdsl.syntax.lexer import lex
 from tokdsl.syntax.parser import parse
-from tokdsl.syntax.printing import WIDTH, Remarks
+from tokdsl.syntax.printing import WIDTH, Remarks, else_if
 from tokdsl.syntax.statements import StatementPrinter
 
 #: Equations one below the other are aligned at their `=` unless their names differ by more.
@@ -289,6 +289,10 @@ class Formatter(StatementPrinter):
                 waiting.extend(current.parameters)
             elif isinstance(current, tree.Weights):
                 blocks.append(self.rules(current).span)
+            elif isinstance(current, tree.If):
+                inner = else_if(current.otherwise) if current.otherwise is not None else None
+                waiting += [current.condition, current.then]
+                waiting += [inner] if inner is not None else [current.otherwise or current.then]
             else:
                 waiting.extend(children(current))
         rest = [

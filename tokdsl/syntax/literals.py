@@ -193,16 +193,21 @@ def number_text(value: int | float, unit: str) -> str:
 
 def string_text(value: str) -> str:
     """Return the text of a string, in single quotes where that saves escapes."""
-    plain = all(character.isprintable() for character in value)
+    plain = all(is_plain(character) for character in value)
     if plain and ("\\" in value or '"' in value) and "'" not in value:
         return f"'{value}'"
     return '"' + "".join(_escape(character) for character in value) + '"'
 
 
+def is_plain(character: str) -> bool:
+    """Return whether a character can stand in a source text as it is."""
+    return character.isprintable() and character != "\ufffd"
+
+
 def _escape(character: str) -> str:
     if character in '"\\':
         return "\\" + character
-    if character.isprintable():
+    if is_plain(character):
         return character
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\0": "\\0"}
     point = ord(character)

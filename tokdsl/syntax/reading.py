@@ -71,6 +71,8 @@ def read_source(path: str | os.PathLike[str]) -> tuple[SourceFile, list[Diagnost
     try:
         if file.is_dir():
             return empty, [_unreadable(name, start, "it is a folder")]
+        if file.exists() and not file.is_file():
+            return empty, [_unreadable(name, start, "it is no ordinary file")]
         with file.open("rb") as stream:
             content = stream.read(SIZE_LIMIT + 1)
         if len(content) > SIZE_LIMIT:

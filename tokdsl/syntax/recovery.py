@@ -336,7 +336,7 @@ class Recovery:
                 span=self.token_span(tokens, min(place, len(tokens) - 1)),
                 expected=one_of(words),
                 found=self.found_words(tokens, place),
-                help=advice(failure),
+                help=advice(failure) if rule in (*_PLACES, "item") else None,
             )
         )
         return [self.broken(tokens)]

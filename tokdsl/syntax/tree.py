@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tokdsl.source import Span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
     """Any node of the tree."""
 
@@ -20,14 +20,14 @@ class Node:
 # --------------------------------------------------------------------------- expressions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Name(Node):
     """A name: ``experts``."""
 
     id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Number(Node):
     """A number with its unit already multiplied in: ``6.0``, ``1e-6``, ``13B``, ``128KiB``.
 
@@ -38,33 +38,33 @@ class Number(Node):
     unit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class String(Node):
     """A string literal."""
 
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Boolean(Node):
     """``true`` or ``false``."""
 
     value: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Nothing(Node):
     """``none``: an absent optional value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ListExpression(Node):
     """``[a, b, 64 of swiglu(hidden = 1408)]``."""
 
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Repeated(Node):
     """``64 of swiglu(...)`` inside a list."""
 
@@ -72,12 +72,12 @@ class Repeated(Node):
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Star(Node):
     """``*`` as an axis: all leading axes, the batch included."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Unary(Node):
     """``-x``, ``not x``."""
 
@@ -85,7 +85,7 @@ class Unary(Node):
     operand: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Binary(Node):
     """``+ - * / // % ** < <= > >= == != and or``."""
 
@@ -94,7 +94,7 @@ class Binary(Node):
     right: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Argument(Node):
     """One argument of a call.
 
@@ -106,7 +106,7 @@ class Argument(Node):
     axis: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Call(Node):
     """``f(operands; statics)``.
 
@@ -119,7 +119,7 @@ class Call(Node):
     separated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Attribute(Node):
     """``value.name``."""
 
@@ -127,7 +127,7 @@ class Attribute(Node):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Index(Node):
     """``value[i, j]``: axes renamed to indices, or an element of a list."""
 
@@ -135,7 +135,7 @@ class Index(Node):
     indices: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Lambda(Node):
     """``|i, j| j <= i``."""
 
@@ -143,7 +143,7 @@ class Lambda(Node):
     body: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class If(Node):
     """``if c { a } else { b }``; as a step its branches are pipelines."""
 
@@ -152,7 +152,7 @@ class If(Node):
     otherwise: Body | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Missing(Node):
     """A value that was not written; its diagnostic is already reported."""
 
@@ -179,7 +179,7 @@ Expression = (
 # --------------------------------------------------------------------------- statements
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class IndexDeclaration(Node):
     """``i: T`` in ``score[i: T, j: T] = ...``."""
 
@@ -187,7 +187,7 @@ class IndexDeclaration(Node):
     axis: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Target(Node):
     """A name that an equation defines, with the index axes it declares."""
 
@@ -195,7 +195,7 @@ class Target(Node):
     indices: tuple[IndexDeclaration, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Assign(Node):
     """``a, b = value``; ``shared f = ...`` makes one instance that every later use shares."""
 
@@ -204,7 +204,7 @@ class Assign(Node):
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Aux(Node):
     """``aux balance = value``: collected by the model under its path."""
 
@@ -212,14 +212,14 @@ class Aux(Node):
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Step(Node):
     """A bare expression: applied to the stream, or the value that becomes the stream."""
 
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Repeat(Node):
     """``repeat n as i { ... }``."""
 
@@ -228,7 +228,7 @@ class Repeat(Node):
     body: Body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Residual(Node):
     """``residual { ... }``: the body's result is added to what came in."""
 
@@ -236,7 +236,7 @@ class Residual(Node):
     body: Body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Stage(Node):
     """``stage name(inputs; arguments) { ... }``, at the top of a model or inside a stage."""
 
@@ -246,14 +246,14 @@ class Stage(Node):
     body: Body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Require(Node):
     """``require causal, active_params < 13B``."""
 
     conditions: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BrokenStatement(Node):
     """Text that did not parse; its diagnostic is already reported."""
 
@@ -261,7 +261,7 @@ class BrokenStatement(Node):
 Statement = Assign | Aux | Step | Repeat | Residual | Stage | Require | BrokenStatement
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Body(Node):
     """The statements between two braces."""
 
@@ -271,7 +271,7 @@ class Body(Node):
 # --------------------------------------------------------------------------- types
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AxisType(Node):
     """One axis in a type: ``*`` (star), ``d``, ``channels: 3``, ``3`` or ``4 * d``."""
 
@@ -280,7 +280,7 @@ class AxisType(Node):
     star: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TensorType(Node):
     """``[*, d]``, ``i64[T]``, ``tokens[vocab]``, ``route[experts, top]``.
 
@@ -292,7 +292,7 @@ class TensorType(Node):
     axes: tuple[AxisType, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class NamedType(Node):
     """A static type: ``int``, ``float``, ``bool``, ``str``, ``block``, ``list[int]``."""
 
@@ -300,7 +300,7 @@ class NamedType(Node):
     arguments: tuple[TypeExpression, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TupleType(Node):
     """``([*, d], [*, k])``: several results."""
 
@@ -312,7 +312,7 @@ TypeExpression = TensorType | NamedType | TupleType
 # --------------------------------------------------------------------------- definitions
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Operand(Node):
     """A tensor that a definition or stage takes: ``x: [*, d]``; optional with a ``default``."""
 
@@ -321,7 +321,7 @@ class Operand(Node):
     default: Expression | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Parameter(Node):
     """A static parameter: ``top: int = 2``; ``type`` None means any static value."""
 
@@ -330,7 +330,7 @@ class Parameter(Node):
     default: Expression | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Import(Node):
     """One name of a ``use``: ``gqa as attention``."""
 
@@ -338,7 +338,7 @@ class Import(Node):
     alias: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Use(Node):
     """``use std.attention { gqa, rope }``; without braces the module itself is bound."""
 
@@ -347,7 +347,7 @@ class Use(Node):
     alias: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Definition(Node):
     """``block swiglu(x: [*, d]; hidden: int) -> [*, d] { ... }``; ``kind`` is its first word."""
 
@@ -361,14 +361,14 @@ class Definition(Node):
     doc: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Objective(Node):
     """``objective next_token(text, ids) + 0.02 * mean(aux.balance)``."""
 
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WeightRule(Node):
     """One line of a ``weights`` clause: ``"published.{i}.name" = layers[i].q.weight``.
 
@@ -379,7 +379,7 @@ class WeightRule(Node):
     value: Expression
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Weights(Node):
     """``weights huggingface { ... }``: a published layout of the parameters."""
 
@@ -390,7 +390,7 @@ class Weights(Node):
 ModelMember = Assign | Aux | Stage | Objective | Require | Weights | BrokenStatement
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model(Node):
     """``model mixtral(vocab: int = 32000) { ... }``; ``tokenizer = ...`` is an `Assign`."""
 
@@ -401,7 +401,7 @@ class Model(Node):
     doc: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BrokenItem(Node):
     """A top-level piece of text that did not parse; its diagnostic is already reported."""
 
@@ -409,7 +409,7 @@ class BrokenItem(Node):
 Item = Use | Definition | Model | BrokenItem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Module(Node):
     """One file."""
 

@@ -15,6 +15,7 @@ from tokdsl.commands.drawing.parts import (
     Fan,
     Frame,
     Join,
+    Kind,
     Outline,
     Part,
     StageColumn,
@@ -98,6 +99,7 @@ class Scene:
     lines: list[Line] = field(default_factory=list)
     texts: list[Text] = field(default_factory=list)
     circles: list[Circle] = field(default_factory=list)
+    legend: list[tuple[float, float, Kind]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -422,6 +424,7 @@ def lay_out(outline: Outline) -> Scene:
     width = max(left, metrics.width(outline.title, HEAD, bold=True) + MARGIN)
     width = max(width, MARGIN + metrics.width(outline.subtitle, DETAIL))
     bottom, width = _objective(scene, outline.objective, bottom, width)
+    bottom, width = _legend(scene, bottom, width)
     scene.width, scene.height = width + MARGIN, bottom + MARGIN
     return scene
 
@@ -512,3 +515,18 @@ def _objective(scene: Scene, text: str, bottom: float, width: float) -> tuple[fl
         scene.texts.append(Text(place[0], y + i * LINE_HEIGHT, line, "code", lead=place[1]))
     widest = max(metrics.width(line, DETAIL) for line in lines)
     return y + (len(lines) - 1) * LINE_HEIGHT, max(width, left + widest)
+
+
+def _legend(scene: Scene, bottom: float, width: float) -> tuple[float, float]:
+    """Name the colours that are there, in a row that breaks where the diagram ends."""
+    kinds = dict.fromkeys(rect.part.kind for rect in scene.boxes if isinstance(rect.part, Box))
+    x, y = MARGIN, bottom + 26
+    for kind in kinds:
+        wide = 16 + metrics.width(kind, SHAPE) + 14
+        if x > MARGIN and x + wide > width:
+            x, y = MARGIN, y + LINE_HEIGHT + 2
+        scene.legend.append((x, y - 8, kind))
+        scene.texts.append(Text(x + 15, y, kind, "shape"))
+        x += wide
+        width = max(width, x)
+    return y, width

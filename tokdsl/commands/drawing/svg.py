@@ -56,6 +56,7 @@ def svg(scene: Scene, title: str) -> str:
         *(_line(line) for line in sorted(scene.lines, key=lambda line: not line.dashed)),
         *(_box(rect) for rect in scene.boxes),
         *(_circle(circle) for circle in scene.circles),
+        *(_swatch(*place) for place in scene.legend),
         *(_text(text) for text in scene.texts),
         "</svg>",
     ]
@@ -163,6 +164,12 @@ def _circle(circle: Circle) -> str:
         f'stroke-width="1.2"/><text class="sign" x="{x}" y="{number(circle.y + 4.8)}" '
         f'text-anchor="middle">{escape(circle.sign)}</text>'
     )
+
+
+def _swatch(x: float, y: float, kind: Kind) -> str:
+    fill, stroke = COLORS[kind]
+    place = f'x="{number(x)}" y="{number(y)}" width="10" height="10"'
+    return f'<rect {place} rx="2" fill="{fill}" stroke="{stroke}"/>'
 
 
 def _text(text: Text) -> str:

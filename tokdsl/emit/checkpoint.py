@@ -1,0 +1,94 @@
+"""The text of ``checkpoint.py``: the layouts of a package as tables in code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokdsl.emit.classes import where
+from tokdsl.emit.environment import render
+from tokdsl.emit.wrap import WIDTH
+from tokdsl.lower.plan import Code, LayoutPlan, LayoutRows, Plan
+
+INDENT = 4
+
+
+def checkpoint(plan: Plan, header: str) -> str:
+    """Return the text of ``checkpoint.py``."""
+    used = {head for layout in plan.layouts for head in _heads(layout.rows)}
+    context: dict[str, Any] = {
+        "header": header,
+        "model": plan.program.name,
+        "layouts": [_layout(layout) for layout in plan.layouts],
+        "fused": "Fused" in used,
+        "reshaped": "Reshaped" in used,
+        "tied": any(layout.tied.rows or layout.tied.loops for layout in plan.layouts),
+    }
+    return render("package/checkpoint.py.jinja", context)
+
+
+def _layout(layout: LayoutPlan) -> dict[str, Any]:
+    return {
+        "name": layout.name,
+        "where": where(layout.span),
+        "rows": _lines(layout.rows, INDENT),
+        "tied": _lines(layout.tied, INDENT),
+        "ignored": [json.dumps(pattern) for pattern in layout.ignored],
+    }
+
+
+def _heads(rows: LayoutRows) -> set[str]:
+    """Return the names of the classes that the rows use."""
+    found = {head for row in rows.rows for head in _calls(row.value)}
+    for inner in rows.loops.values():
+        found |= _heads(inner)
+    return found
+
+
+def _calls(code: Code) -> set[str]:
+    if isinstance(code, str):
+        return set()
+    head, *arguments = code
+    assert isinstance(head, str)
+    return {head}.union(*(_calls(argument) for argument in arguments))
+
+
+def _lines(rows: LayoutRows, indent: int) -> list[str]:
+    """Return the statements that yield every row."""
+    lines: list[str] = []
+    for row in rows.rows:
+        lines += _yield(row.published, row.value, indent)
+    for (name, values), inner in rows.loops.items():
+        lines += [f"{' ' * indent}for {name} in {values}:", *_lines(inner, indent + 4)]
+    return lines
+
+
+def _yield(published: str, value: Code, indent: int) -> list[str]:
+    pad = " " * indent
+    line = f"{pad}yield {published}, {_flat(value)}"
+    if len(line) <= WIDTH:
+        return [line]
+    inner = [*_argument(published, indent + 4), *_argument(value, indent + 4)]
+    return [f"{pad}yield (", *inner, f"{pad})"]
+
+
+def _argument(code: Code, indent: int) -> list[str]:
+    """Return the lines of one argument with its comma."""
+    pad = " " * indent
+    flat = _flat(code)
+    if isinstance(code, str) or len(pad) + len(flat) + 1 <= WIDTH:
+        return [f"{pad}{flat},"]
+    head, *arguments = code
+    inner = ", ".join(_flat(argument) for argument in arguments)
+    if indent + 4 + len(inner) <= WIDTH:
+        return [f"{pad}{head}(", f"{pad}    {inner}", f"{pad}),"]
+    lines = [line for argument in arguments for line in _argument(argument, indent + 4)]
+    return [f"{pad}{head}(", *lines, f"{pad}),"]
+
+
+def _flat(code: Code) -> str:
+    """Return code on one line."""
+    if isinstance(code, str):
+        return code
+    head, *arguments = code
+    return f"{_flat(head)}({', '.join(_flat(argument) for argument in arguments)})"

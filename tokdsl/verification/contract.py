@@ -1,0 +1,59 @@
+"""All checks of a built model, in the order of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+from tokdsl.checks.facts import Facts
+from tokdsl.graph.program import Program
+from tokdsl.verification import causality, forms, learning, measured, streaming
+from tokdsl.verification.result import CheckResult, failed
+from tokdsl.verification.subject import Subject
+
+Check = Callable[[Subject], list[CheckResult]]
+
+#: in the order of the contract; a check that raises is a failed check
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("prefix", causality.check_prefix),
+    ("padding", causality.check_padding),
+    ("isolation", causality.check_isolation),
+    ("batch", causality.check_batch),
+    ("step", streaming.check_steps),
+    ("state", streaming.check_state),
+    ("gradients", learning.check_gradients),
+    ("facts", measured.check_facts),
+    ("round trip", forms.check_round_trip),
+    ("determinism", forms.check_initialisation),
+    ("forms", forms.check_autocast),
+)
+
+
+def verify_package(
+    package: ModuleType,
+    program: Program,
+    facts: Facts,
+    *,
+    seed: int = 0,
+    with_compile: bool = False,
+) -> list[CheckResult]:
+    """Run the contract on an imported package.
+
+    Args:
+        package: the package, with ``Model``.
+        program: the graph that it was built from.
+        facts: what the checks of that graph established.
+        seed: of weights and inputs.
+        with_compile: also trace the model as one graph, which takes some seconds.
+    """
+    subject = Subject(package, program, facts, seed)
+    found: list[CheckResult] = []
+    checks = (*CHECKS, ("forms", forms.check_compile)) if with_compile else CHECKS
+    for group, check in checks:
+        try:
+            found += check(subject)
+        except Exception as error:  # whatever the model does wrong is a finding, not our crash
+            first = str(error).strip().split("\n", 1)[0]
+            name = check.__name__.removeprefix("check_").replace("_", " ")
+            found.append(failed(group, name, f"{type(error).__name__}: {first}"))
+    return found

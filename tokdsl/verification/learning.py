@@ -1,0 +1,55 @@
+"""Contract 7: gradients reach exactly the parameters that the analysis says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokdsl.verification.result import CheckResult, failed, passed, skipped
+from tokdsl.verification.subject import Subject
+
+#: batches over which gradients are added, so that every expert gets a token
+ROUNDS = 3
+BATCH = 8
+
+
+def check_gradients(subject: Subject) -> list[CheckResult]:
+    """Compare parameters with a gradient to the parameters that the analysis calls reached."""
+    if not subject.has_objective:
+        return [skipped("gradients", "reach", "the model has no objective")]
+    totals = _gradients(subject)
+    unreached = subject.facts.tables.get("gradients", {})
+    assert isinstance(unreached, dict)
+    names = list(totals)
+    called_dead = {name for name in names if _is_called_unreached(name, unreached)}
+    dead = {name for name, gradient in totals.items() if not bool(gradient.any())}
+    wrong = [f"`{n}` gets no gradient" for n in names if n in dead - called_dead]
+    wrong += [f"`{n}` gets one" for n in names if n in called_dead - dead]
+    broken = [n for n, gradient in totals.items() if not bool(gradient.isfinite().all())]
+    wrong += [f"`{n}` gets one that is not finite" for n in broken]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        return [failed("gradients", "reach", ", ".join(wrong[:3]) + more, len(wrong))]
+    text = f"{len(names) - len(dead)} of {len(names)} tensors reached, as the analysis says"
+    return [passed("gradients", "reach", text, len(names) - len(dead))]
+
+
+def _gradients(subject: Subject) -> dict[str, Tensor]:
+    named = dict(subject.model.named_parameters())
+    totals = {name: torch.zeros_like(p) for name, p in named.items()}
+    for _ in range(ROUNDS):
+        loss = subject.model.loss(**subject.inputs(BATCH, subject.length)).total
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        for name, gradient in zip(named, found, strict=True):
+            if gradient is not None:
+                totals[name] += gradient.abs()
+    return totals
+
+
+def _is_called_unreached(name: str, unreached: dict[str, str]) -> bool:
+    """Whether the analysis names a parameter, or the module that it belongs to.
+
+    The analysis treats the layers of a loop as one, so their numbers do not count.
+    """
+    path = ".".join(part for part in name.split(".") if not part.isdigit())
+    return any(path == known or path.startswith(f"{known}.") for known in unreached)
