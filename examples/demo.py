@@ -40,14 +40,14 @@ def main() -> None:
     tokdsl("check", SPEC)
     tokdsl("build", SPEC, "-o", out)
     (out / "summary.txt").write_text(tokdsl("summary", SPEC), "utf-8")
-    (out / "graph.txt").write_text(tokdsl("graph", SPEC, is_shown=False), "utf-8")
+    tokdsl("graph", SPEC, "-o", out / "graph.svg")
     run, package = out / "run", out / "byte_moe"
     tokdsl("train", package, "--data", text, "-o", run, *training(arguments))
     print()
     compare(text.read_bytes(), json.loads((run / "result.json").read_text("utf-8")))
     sampling = ("--tokens", 400, "--temperature", 0.7, "--seed", 1)
     tokdsl("generate", run, "--package", package, "--prompt", PROMPT, *sampling)
-    print(f"\nsummary  {out / 'summary.txt'}\ngraph    {out / 'graph.txt'}")
+    print(f"\nsummary  {out / 'summary.txt'}\ngraph    {out / 'graph.svg'}")
     print(f"losses   {run / 'loss.svg'} and {run / 'loss.png'}\npackage  {package}")
     print(f"all of it took {(time.perf_counter() - began) / 60:.1f} minutes")
 
@@ -92,7 +92,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def tokdsl(*arguments: object, is_shown: bool = True) -> str:
+def tokdsl(*arguments: object) -> str:
     """Run one verb and return what it printed; show it while it comes."""
     words = [str(argument) for argument in arguments]
     print(f"$ tokdsl {' '.join(w if w.isprintable() and ' ' not in w else repr(w) for w in words)}")
@@ -111,8 +111,7 @@ def tokdsl(*arguments: object, is_shown: bool = True) -> str:
         assert process.stdout is not None
         for line in process.stdout:
             printed.append(line)
-            if is_shown:
-                print(line, end="", flush=True)
+            print(line, end="", flush=True)
     if process.returncode:
         raise SystemExit(f"tokdsl {words[0]} ended with code {process.returncode}")
     return "".join(printed)

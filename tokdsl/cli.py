@@ -251,24 +251,50 @@ def build(
         typer.echo(f"built {built.directory}")
 
 
-@app.command(epilog=_examples("tokdsl summary mixtral.tok --set layers=2"))
+@app.command(
+    epilog=_examples(
+        "tokdsl summary mixtral.tok --set layers=2", "tokdsl summary mixtral.tok --format json"
+    )
+)
 def summary(spec: Spec, sets: Sets = None, format: FormatOption = Format.TEXT) -> None:
     """Show parameters, cost, cache and what was proved, stage by stage."""
-    from tokdsl import driver
+    from tokdsl.commands.summary import print_rich
+    from tokdsl.commands.summary import summary as run
 
-    result = driver.summary(spec, _assignments(sets))
+    result = run(spec, _assignments(sets))
+    if format is Format.JSON and not result.report.has_errors:
+        typer.echo(result.as_json(), nl=False)
+        return
     _stop_on_errors(result.report, format)
-    typer.echo(result.text, nl=False)
+    if sys.stdout.isatty():
+        print_rich(result)
+    else:
+        typer.echo(result.text, nl=False)
 
 
-@app.command(epilog=_examples("tokdsl graph mixtral.tok --set layers=1"))
-def graph(spec: Spec, sets: Sets = None, format: FormatOption = Format.TEXT) -> None:
-    """Show the typed graph: every value with its axes, clock and time dependence."""
-    from tokdsl import driver
+@app.command(
+    epilog=_examples("tokdsl graph mixtral.tok", "tokdsl graph mixtral.tok -o figures/model.svg")
+)
+def graph(
+    spec: Spec,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A .svg or .mmd file; without it both are written."),
+    ] = None,
+    sets: Sets = None,
+    format: FormatOption = Format.TEXT,
+) -> None:
+    """Draw a model: an SVG for a paper, a Mermaid chart for a page."""
+    from tokdsl.commands.graph import graph as run
 
-    result = driver.graph(spec, _assignments(sets))
-    _stop_on_errors(result.report, format)
-    typer.echo(result.text, nl=False)
+    try:
+        drawn = run(spec, out, _assignments(sets))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from None
+    _stop_on_errors(drawn.report, format)
+    if format in (Format.TEXT, Format.CONCISE):
+        for file in drawn.files:
+            typer.echo(f"wrote {file}")
 
 
 @app.command(
@@ -339,18 +365,35 @@ def explain(
 _TRAIN, _SAMPLE = TrainSettings(), Sampling()
 
 
-@app.command(epilog=_examples("tokdsl verify mixtral.tok --set layers=2 --set d=64"))
-def verify(spec: Spec, sets: Sets = None, format: FormatOption = Format.TEXT) -> None:
+@app.command(
+    epilog=_examples(
+        "tokdsl verify mixtral.tok",
+        "tokdsl verify mixtral.tok --set layers=2 --set d=64 --compile",
+    )
+)
+def verify(
+    spec: Spec,
+    sets: Sets = None,
+    format: FormatOption = Format.TEXT,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Also trace the model as one graph; takes longer.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+) -> None:
     """Build a spec at a small size and test what was proved about it by running it.
 
-    Causality by perturbation, isolation of documents, step equals forward, gradients reach every
-    parameter, parameter counts and state bytes equal what is measured, save and load.
+    Causality by perturbation, padding, step equals forward, the state's verbs, gradients reach
+    what the analysis says, parameters, work and cache equal what is measured, save and load,
+    the same bytes from every build. Without --set small sizes are derived from the spec.
     """
     from tokdsl.commands.verify import verify as run
 
-    result = run(spec, _assignments(sets))
-    _stop_on_errors(result.report, format)
-    typer.echo(result.text, nl=False)
+    result = run(spec, _assignments(sets), with_compile=compile, seed=seed)
+    if format is Format.JSON and not result.report.has_errors:
+        typer.echo(result.as_json(), nl=False)
+    else:
+        _stop_on_errors(result.report, format)
+        typer.echo(result.text, nl=False)
     raise typer.Exit(0 if result.passed else 1)
 
 

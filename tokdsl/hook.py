@@ -29,9 +29,7 @@ class SpecFinder(MetaPathFinder):
             for ending in ENDINGS:
                 file = Path(folder or ".", name + ending)
                 if file.is_file():
-                    return ModuleSpec(
-                        fullname, SpecLoader(file), origin=str(file), is_package=True
-                    )
+                    return ModuleSpec(fullname, SpecLoader(file), origin=str(file), is_package=True)
         return None
 
 

@@ -28,5 +28,5 @@ def test_the_demo_runs_every_verb_and_compares_on_the_same_bytes(tmp_path: Path)
         assert f"$ tokdsl {verb} " in shown
     for yardstick in ("byte_moe, ", "order-0 model", "gzip -9, held-out", "xz -9e, after the"):
         assert f"\n  {yardstick}" in shown
-    for name in ("summary.txt", "graph.txt", "run/loss.svg", "run/loss.png"):
+    for name in ("summary.txt", "graph.svg", "run/loss.svg", "run/loss.png"):
         assert (tmp_path / "demo" / name).stat().st_size > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.next_token import Prediction, predictions
 from tokdsl.checks.path import Hop, Tracer
-from tokdsl.checks.reach import ALL, EVERYWHERE, FIRST, PERHAPS, Reach, Source
+from tokdsl.checks.reach import EVERYWHERE, FIRST, Reach, Source
 from tokdsl.checks.timing import Body, Timing
 from tokdsl.diagnostics import Diagnostic, Label, Report, Severity
 from tokdsl.graph.program import Module, OpNode, Program, StageUse
@@ -351,8 +351,13 @@ def _report(
     if not violation.is_certain:
         report.add(
             CausalityUndecided(
-                span=span, stage=duty.stage.name, input=given.name, labels=labels, notes=notes,
-                trace=trace, help="limit it with a condition on the positions: `... and j <= i`",
+                span=span,
+                stage=duty.stage.name,
+                input=given.name,
+                labels=labels,
+                notes=notes,
+                trace=trace,
+                help="limit it with a condition on the positions: `... and j <= i`",
             )
         )
         return
@@ -370,9 +375,7 @@ def _report(
     )
 
 
-def _labels(
-    hops: list[Hop], cause: Hop | None, span: Span, duty: Duty
-) -> tuple[Label, ...]:
+def _labels(hops: list[Hop], cause: Hop | None, span: Span, duty: Duty) -> tuple[Label, ...]:
     found = [duty.reason]
     if cause is not None and cause.span != span:
         found.append(Label(cause.span, "here, in the library"))
@@ -448,4 +451,4 @@ def _with_lookups(program: Program, choices: list[OpNode]) -> set[int]:
     return found
 
 
-__all__ = ["ALL", "PERHAPS", "Duty", "Outputs", "Violation", "check", "final", "model_body"]
+__all__ = ["Duty", "Outputs", "Violation", "check", "final", "model_body"]

@@ -150,9 +150,7 @@ def _scaled(costs: Costs, owned: int, share: float, count: int) -> tuple[Amount,
 
     def scale(amount: Amount) -> Amount:
         amount = amount.times(count)
-        return replace(
-            amount, params=amount.params * owned, active=amount.active * owned * share
-        )
+        return replace(amount, params=amount.params * owned, active=amount.active * owned * share)
 
     scaled = Costs(
         scale(costs.total),

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tokdsl.checks.backward import (
+    Backward,
+    analyse,
+    constant_axis,
+    is_reached,
+    is_trained,
+    passing,
+    unreached,
+)
 from tokdsl.checks.facts import Facts
 from tokdsl.diagnostics import Diagnostic, Label, Report, Severity
-from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Program, Value
+from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Program, Value
 from tokdsl.ops.base import operand_fields
 from tokdsl.source import Span
 
@@ -189,139 +198,6 @@ class ConstantShare(Diagnostic, code="TOK414", name="constant-share", severity=S
         return f"a share over `{self.axis}`, which has size 1, is always 1"
 
 
-# --------------------------------------------------------------------------- one module, backwards
-
-#: which results of a module are reached: (with a gradient, at all) for each, then aux names
-Reached = tuple[tuple[bool, bool], ...]
-
-
-@dataclass(eq=False)
-class Backward:
-    """What of a module the objective reaches, for given reached results.
-
-    Args:
-        inputs: per input: whether a gradient reaches it, whether anything does.
-        values: the same per value of the body, by identity.
-        calls: the analysis of each called module, by identity of the node.
-    """
-
-    module: Module
-    values: dict[int, tuple[bool, bool]] = field(default_factory=dict)
-    calls: dict[int, list[Backward]] = field(default_factory=dict)
-
-    def reached(self, value: Value) -> tuple[bool, bool]:
-        """Return whether a gradient, and whether anything, flows from a value to the objective."""
-        return self.values.get(id(value), (False, False))
-
-    @property
-    def inputs(self) -> list[tuple[bool, bool]]:
-        """What is reached of the inputs."""
-        return [self.reached(v) for v in self.module.inputs]
-
-
-class Gradients:
-    """The backward analysis of a program."""
-
-    def __init__(self, aux: dict[str, tuple[bool, bool]]) -> None:
-        self.aux = aux
-        self._known: dict[object, Backward] = {}
-
-    def backward(self, module: Module, results: Reached) -> Backward:
-        """Return what is reached in a module when these results are."""
-        key = (id(module), results)
-        found = self._known.get(key)
-        if found is None:
-            found = Backward(module)
-            for value, state in zip(module.results, results, strict=True):
-                _merge(found, value, *state)
-            for node in reversed(module.nodes):
-                self._node(found, node)
-            self._known[key] = found
-        return found
-
-    def root(self, module: Module, reached: dict[int, tuple[bool, bool]]) -> Backward:
-        """Return what is reached in the model's own body when these values are."""
-        found = Backward(module, dict(reached))
-        for node in reversed(module.nodes):
-            self._node(found, node)
-        return found
-
-    def _node(self, found: Backward, node: Node) -> None:
-        if isinstance(node, AuxNode):
-            _merge(found, node.inputs[0], *self.aux.get(node.name, (False, False)))
-        elif isinstance(node, OpNode):
-            self._operation(found, node)
-        elif isinstance(node, CallNode):
-            results = tuple(found.reached(v) for v in node.outputs)
-            inner = self.backward(node.module, results)
-            found.calls[id(node)] = [inner]
-            for value, state in zip(node.inputs, inner.inputs, strict=True):
-                _merge(found, value, *state)
-        elif isinstance(node, LoopNode):
-            self._loop(found, node)
-
-    def _operation(self, found: Backward, node: OpNode) -> None:
-        smooth = any(found.reached(v)[0] for v in node.outputs)
-        anything = any(found.reached(v)[1] for v in node.outputs)
-        if not anything:
-            return
-        passes = passing(node)
-        for name, value in zip(node.operands, node.inputs, strict=True):
-            _merge(found, value, smooth and name in passes, True)
-
-    def _loop(self, found: Backward, node: LoopNode) -> None:
-        state = found.reached(node.outputs[0])
-        bodies: list[Backward] = []
-        for module in reversed(node.modules):
-            inner = self.backward(module, (state,))
-            if not bodies or bodies[-1] is not inner:
-                bodies.append(inner)
-                for value, reached in zip(node.inputs[1:], inner.inputs[1:], strict=True):
-                    _merge(found, value, *reached)
-            state = inner.inputs[0]
-        found.calls[id(node)] = list(dict.fromkeys(bodies))
-        _merge(found, node.inputs[0], *state)
-
-
-def _merge(found: Backward, value: Value, smooth: bool, anything: bool) -> None:
-    old = found.reached(value)
-    found.values[id(value)] = (old[0] or (smooth and value.type.is_float), old[1] or anything)
-
-
-def passing(node: OpNode) -> set[str]:
-    """Return the operands of a use to which a gradient flows back."""
-    if constant_axis(node) is not None:
-        return set()
-    return {name for name, smooth in node.op.gradient().items() if smooth}
-
-
-def constant_axis(node: OpNode) -> str | None:
-    """Return the axis of size one over which this use is a share of its own total, if it is one."""
-    share = getattr(node.op, "constant", None)
-    if share is not None and "softmax" in type(node.op).op_name and share():
-        axes = node.op.reduction().axes  # type: ignore[attr-defined]
-        return str(axes[0].name)
-    if type(node.op).op_name != "divide":
-        return None
-    x, y = (_through_casts(value) for value in node.inputs)
-    below = y.node
-    if not isinstance(below, OpNode) or type(below.op).op_name != "sum":
-        return None
-    axes = below.op.reduction().axes  # type: ignore[attr-defined]
-    if _through_casts(below.inputs[0]) is x and axes and all(a.size.number == 1 for a in axes):
-        return str(axes[0].name)
-    return None
-
-
-def _through_casts(value: Value) -> Value:
-    while isinstance(value.node, OpNode) and len(value.node.inputs) == 1:
-        name = type(value.node.op).op_name
-        if name not in ("f32", "f64", "bf16", "f16", "to"):
-            break
-        value = value.node.inputs[0]
-    return value
-
-
 # --------------------------------------------------------------------------- the check
 
 
@@ -332,30 +208,9 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     if root is None:
         return
     analysis, body = analyse(program, root)
-    search = _Search(program, analysis, report)
-    search.module(body, (), "")
-    facts.tables["gradients"] = search.unreached
-
-
-def analyse(program: Program, root: Module) -> tuple[Gradients, Backward]:
-    """Return the backward analysis of the model's body; without an objective all results count."""
-    aux: dict[str, tuple[bool, bool]] = {}
-    reached: dict[int, tuple[bool, bool]] = {}
-    if program.objective is None:
-        aux = dict.fromkeys(program.aux, (True, True))
-        reached = {id(stage.result): (True, True) for stage in program.stages}
-    else:
-        objective = Gradients({}).backward(program.objective, ((True, True),))
-        stages = {stage.name: stage.result for stage in program.stages}
-        for source, state in zip(program.objective_inputs, objective.inputs, strict=True):
-            kind, _, name = source.partition(":")
-            if kind == "aux":
-                old = aux.get(name, (False, False))
-                aux[name] = (old[0] or state[0], old[1] or state[1])
-            elif kind == "stage":
-                reached[id(stages[name])] = state
-    gradients = Gradients(aux)
-    return gradients, gradients.root(root, reached)
+    del analysis
+    _Search(program, report).module(body, ())
+    facts.tables["gradients"] = tuple(unreached(body))
 
 
 def _report_constants(program: Program, report: Report) -> None:
@@ -380,9 +235,7 @@ def _operations(program: Program) -> Iterator[tuple[Module, OpNode]]:
                 yield module, node
 
 
-def _user_place(
-    program: Program, module: Module, node: Node
-) -> tuple[Span, tuple[Label, ...]]:
+def _user_place(program: Program, module: Module, node: Node) -> tuple[Span, tuple[Label, ...]]:
     """Return the place in the user's file for a node, and a label for one in the library."""
     if not node.span.file.name.startswith("std/"):
         return node.span, ()
@@ -418,64 +271,43 @@ class Frame:
 class _Search:
     """Goes through the calls from the top and reports what is not reached, each place once."""
 
-    def __init__(self, program: Program, analysis: Gradients, report: Report) -> None:
+    def __init__(self, program: Program, report: Report) -> None:
         self.program = program
-        self.analysis = analysis
         self.report = report
-        self.unreached: dict[str, str] = {}
         self.done: set[int] = set()
         self.silent: set[int] = set()
 
-    def module(self, body: Backward, path: tuple[Frame, ...], prefix: str) -> None:
+    def module(self, body: Backward, path: tuple[Frame, ...]) -> None:
         """Report what is not reached in a module and in what it calls."""
         if id(body) in self.done:
             return
         self.done.add(id(body))
         for node in body.module.nodes:
             if isinstance(node, OpNode) and type(node.op).op_name == "route":
-                self._route(body, node, path)
+                self._route(body, node)
         for node in body.module.nodes:
             if isinstance(node, OpNode):
-                self._own(body, node, path, prefix)
+                self._own(body, node, path)
             elif isinstance(node, CallNode | LoopNode):
-                self._called(body, node, path, prefix)
+                self._called(body, node, path)
 
-    def _called(self, body: Backward, node: Node, path: tuple[Frame, ...], prefix: str) -> None:
-        name = f"{prefix}{node.attribute}." if node.attribute else prefix
+    def _called(self, body: Backward, node: Node, path: tuple[Frame, ...]) -> None:
         for inner in body.calls[id(node)]:
             if isinstance(node, CallNode) and _all_dead(inner):
                 if inner.module.kind == "stage":
                     continue  # an unused stage is reported as such
                 if inner.module.span.file.name.startswith("std/"):
-                    self._report_call(body, node, inner, path, name)
+                    # a call of the library none of whose parameters is reached is one finding
+                    cut = next(_cuts_below(inner, (*path, Frame(body, node))), None)
+                    what = f"the parameters of `{inner.module.name}` get"
+                    self._add(body, node, cut, what)
                     continue
-            self.module(inner, (*path, Frame(body, node)), name)
+            self.module(inner, (*path, Frame(body, node)))
 
-    def _report_call(
-        self,
-        body: Backward,
-        node: CallNode,
-        inner: Backward,
-        path: tuple[Frame, ...],
-        name: str,
-    ) -> None:
-        """A call none of whose parameters is reached is one finding."""
-        what = f"the parameters of `{inner.module.name}` get"
-        self.unreached[name.rstrip(".")] = "all"
-        cut = next(_cuts_below(inner, (*path, Frame(body, node))), None)
-        self._add(body, node, cut, what)
-
-    def _own(self, body: Backward, node: OpNode, path: tuple[Frame, ...], prefix: str) -> None:
-        specs = [s for s in node.op.parameters() if s.trainable]
-        if not specs:
-            return
-        reached = any(body.reached(v)[0] for v in node.outputs)
-        if reached:
-            return
-        label = node.attribute or node.op.op_name
-        for spec in specs:
-            self.unreached[".".join(p for p in (prefix + label, spec.name) if p)] = "own"
-        self._add(body, node, _cut(body, node.outputs, path), f"`{label}` gets")
+    def _own(self, body: Backward, node: OpNode, path: tuple[Frame, ...]) -> None:
+        if is_trained(node) and not is_reached(body, node):
+            label = node.attribute or node.op.op_name
+            self._add(body, node, _cut(body, node.outputs, path), f"`{label}` gets")
 
     def _add(self, body: Backward, node: Node, cut: Node | None, what: str) -> None:
         span, labels = _user_place(self.program, body.module, node)
@@ -495,7 +327,7 @@ class _Search:
         )
         self.report.add(DeadParameter(span=span, what=what, why=why, labels=labels))
 
-    def _route(self, body: Backward, node: OpNode, path: tuple[Frame, ...]) -> None:
+    def _route(self, body: Backward, node: OpNode) -> None:
         weight = node.inputs[list(node.operands).index("weight")]
         if _depends_smoothly(weight):
             return
@@ -517,9 +349,9 @@ def _count(body: Backward, counts: list[int], seen: set[int]) -> None:
         return
     seen.add(id(body))
     for node in body.module.nodes:
-        if isinstance(node, OpNode) and any(s.trainable for s in node.op.parameters()):
+        if isinstance(node, OpNode) and is_trained(node):
             counts[0] += 1
-            counts[1] += any(body.reached(v)[0] for v in node.outputs)
+            counts[1] += is_reached(body, node)
         for inner in body.calls.get(id(node), ()):
             _count(inner, counts, seen)
 
@@ -527,7 +359,7 @@ def _count(body: Backward, counts: list[int], seen: set[int]) -> None:
 def _cuts_below(body: Backward, path: tuple[Frame, ...]) -> Iterator[Node | None]:
     """Yield where the gradient of each parameter is cut, in a module and what it calls."""
     for node in body.module.nodes:
-        if isinstance(node, OpNode) and any(s.trainable for s in node.op.parameters()):
+        if isinstance(node, OpNode) and is_trained(node):
             yield _cut(body, node.outputs, path)
         for inner in body.calls.get(id(node), ()):
             yield from _cuts_below(inner, (*path, Frame(body, node)))
@@ -541,9 +373,7 @@ def _cut(body: Backward, values: tuple[Value, ...], path: tuple[Frame, ...]) -> 
             continue
         if isinstance(node, OpNode):
             touched = [
-                name
-                for name, v in zip(node.operands, node.inputs, strict=True)
-                if id(v) in wave
+                name for name, v in zip(node.operands, node.inputs, strict=True) if id(v) in wave
             ]
             live = any(body.reached(v)[1] for v in node.outputs)
             added = {a.name for a in operand_fields(type(node.op)) if a.kind == "companion"}
@@ -621,6 +451,3 @@ def _constant_below(value: Value) -> bool:
                 return True
             stack += list(at.node.inputs)
     return False
-
-
-__all__ = ["Backward", "Gradients", "analyse", "check", "constant_axis", "passing"]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 
 from tokdsl.checks.pieces import Piece, View
 from tokdsl.diagnostics import did_you_mean
@@ -144,6 +145,18 @@ def number(node: tree.Expression, names: Mapping[str, int]) -> int:
     raise RuleFault("weight-rule", "a whole number is needed here", node.span)
 
 
+def bind(node: tree.Expression, constants: Mapping[str, int]) -> tree.Expression:
+    """Return an expression over numbers with the names of constants replaced by their values."""
+    if isinstance(node, tree.Name) and node.id in constants:
+        return tree.Number(node.span, constants[node.id])
+    if isinstance(node, tree.Unary):
+        return tree.Unary(node.span, node.operator, bind(node.operand, constants))
+    if isinstance(node, tree.Binary):
+        left, right = bind(node.left, constants), bind(node.right, constants)
+        return tree.Binary(node.span, node.operator, left, right)
+    return node
+
+
 def names_in(node: object) -> Iterator[str]:
     """Yield the names in an expression over numbers."""
     if isinstance(node, tree.Name):
@@ -190,24 +203,48 @@ def pattern(published: tree.String, constants: Mapping[str, int]) -> Pattern:
             raise RuleFault(
                 "weight-rule", f"`{match[0]}` holds no index expression", published.span
             )
-        parts += [published.value[last : match.start()], node]
-        variables += [name for name in names_in(node) if name not in constants]
+        node = bind(node, constants)
+        names = list(names_in(node))
+        text = "" if names else str(number(node, {}))
+        parts += [published.value[last : match.start()], node if names else text]
+        variables += names
         last = match.end()
     parts.append(published.value[last:])
     kept = tuple(p for p in parts if p != "")
-    if any("{" in p or "}" in p for p in kept if isinstance(p, str)):
+    if any("{" in part or "}" in part for part in kept if isinstance(part, str)):
         raise RuleFault("weight-rule", "a brace is not closed or not opened", published.span)
     return Pattern(kept, tuple(dict.fromkeys(variables)), published.span)
+
+
+def alias_names(tied: Tied) -> Iterator[str]:
+    """Yield every published name that a rule with `tied` gives."""
+    if tied.rule is None or not tied.alias.variables:
+        yield tied.alias.name({})
+    else:
+        for group in tied.rule.groups:
+            yield from _names(tied.alias, tied.rule, group)
 
 
 def published_names(rule: Rule) -> Iterator[tuple[str, Pattern]]:
     """Yield every published name of a rule, with the pattern that gives it."""
     for group in rule.groups:
-        rows: list[dict[str, int]] = [{}]
-        for name, count in group.axes.items():
-            rows = [{**row, name: i} for row in rows for i in range(count)]
-        for values in group.bindings:
-            numbers = dict(zip(rule.variables, values, strict=True))
-            for row in rows:
-                for given in rule.published:
-                    yield given.name({**numbers, **row}), given
+        for given in rule.published:
+            for name in _names(given, rule, group):
+                yield name, given
+
+
+def _names(given: Pattern, rule: Rule, group: Group) -> Iterator[str]:
+    """Yield the names that a pattern gives in one group; quickly, for there may be very many."""
+    variables = (*rule.variables, *group.axes)
+    rows = list(product(*(range(count) for count in group.axes.values())))
+    values = ((*first, *rest) for first in group.bindings for rest in rows)
+    holes = [part for part in given.parts if not isinstance(part, str)]
+    if all(isinstance(hole, tree.Name) for hole in holes):
+        texts = (p.replace("%", "%%") if isinstance(p, str) else "%d" for p in given.parts)
+        form = "".join(texts)
+        places = [variables.index(hole.id) for hole in holes if isinstance(hole, tree.Name)]
+        for row in values:
+            yield form % tuple([row[i] for i in places])
+    else:
+        for row in values:
+            yield given.name(dict(zip(variables, row, strict=True)))

@@ -29,7 +29,7 @@ class PieceFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One view of a tensor: ``select transpose permute view narrow unflatten``.
+    """One view of a tensor: ``select transpose permute view narrow``.
 
     Args:
         verb: what the step is called in torch.
@@ -194,9 +194,10 @@ def fuse(parts: tuple[Piece, ...], dim: int) -> Piece:
     """
     first = parts[0].shape
     dim = _dim(dim, len(first))
+    others = first[:dim] + first[dim + 1 :]
     for part in parts[1:]:
         mine = part.shape
-        if len(mine) != len(first) or mine[:dim] + mine[dim + 1 :] != first[:dim] + first[dim + 1 :]:
+        if len(mine) != len(first) or mine[:dim] + mine[dim + 1 :] != others:
             raise PieceFault(
                 f"{show(first)} and {show(mine)} cannot be fused along dimension {dim}: "
                 "all other sizes must be equal"
@@ -278,7 +279,7 @@ def interleave(piece: Piece, heads: int, dim: int, skip: int, inverse: bool) -> 
 def _unflatten(piece: Piece, dim: int, sizes: tuple[int, ...]) -> View:
     assert isinstance(piece, View)
     shape = (*piece.shape[:dim], *sizes, *piece.shape[dim + 1 :])
-    return piece.then(Step("unflatten", (dim, *sizes)), shape, True)
+    return piece.then(Step("view", shape), shape, True)
 
 
 def _dim(dim: int, rank: int) -> int:

@@ -127,9 +127,7 @@ def _known_scope(program: Program, requirement: Requirement, report: Report) -> 
     return False
 
 
-def _unknown(
-    facts: Facts, requirement: Requirement, report: Report, help: str | None
-) -> None:
+def _unknown(facts: Facts, requirement: Requirement, report: Report, help: str | None) -> None:
     known = [*PROPERTIES, *facts.numbers]
     listed = ", ".join(f"`{name}`" for name in known)
     report.add(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 from tokdsl.checks import pieces
-from tokdsl.checks.layouts import Group, Pattern, Rule, RuleFault, names_in, number
+from tokdsl.checks.layouts import Group, Pattern, Rule, RuleFault, bind, names_in, number
 from tokdsl.checks.pieces import Piece, PieceFault, View
 from tokdsl.diagnostics import did_you_mean
 from tokdsl.graph.parameters import ParameterInfo
@@ -42,6 +41,7 @@ def nested(table: Mapping[str, ParameterInfo]) -> dict[str, Place]:
         place[last] = info
     return root
 
+
 class RuleReader:
     """Reads the rules of one clause.
 
@@ -75,9 +75,7 @@ class RuleReader:
             except Absent:
                 continue
             except PieceFault as fault:
-                raise RuleFault(
-                    "weight-shape", fault.text, node.value.span, fault.help
-                ) from None
+                raise RuleFault("weight-shape", fault.text, node.value.span, fault.help) from None
             values = tuple(numbers[name] for name in free)
             home = next((g for g in groups if g.pieces == made and g.axes == self.axes), None)
             if home is None:
@@ -89,9 +87,7 @@ class RuleReader:
             raise self._nowhere(node, paths)
         return Rule(published, free, groups, covered, node.span)
 
-    def _variables(
-        self, node: tree.WeightRule, published: tuple[Pattern, ...]
-    ) -> tuple[str, ...]:
+    def _variables(self, node: tree.WeightRule, published: tuple[Pattern, ...]) -> tuple[str, ...]:
         first = published[0].variables
         for other in published[1:]:
             if set(other.variables) != set(first):
@@ -114,7 +110,6 @@ class RuleReader:
         self, value: tree.Expression, paths: list[tree.Expression], free: tuple[str, ...]
     ) -> Iterator[dict[str, int]]:
         """Yield the values of the indices at which all paths may exist."""
-        limit = self._limit(value, paths)
         conditional = any(isinstance(part, tree.If) for part in walk(value))
         certain = [] if conditional else [segments(path) for path in paths]
 
@@ -122,27 +117,28 @@ class RuleReader:
             if not left:
                 yield numbers
                 return
-            for i in range(limit):
+            for i in range(self._limit(left[0], value, paths)):
                 more = {**numbers, left[0]: i}
                 if all(self._may_exist(path, more) for path in certain):
                     yield from extend(more, left[1:])
 
         yield from extend(dict(self.constants), free)
 
-    def _limit(self, value: tree.Expression, paths: list[tree.Expression]) -> int:
-        """Return a number that no index reaches."""
+    def _limit(self, variable: str, value: tree.Expression, paths: list[tree.Expression]) -> int:
+        """Return a number that no value of an index reaches."""
         longest = 1
         for path in paths:
             reached: list[Place] = [self.places]
             product = 1
             for segment in segments(path):
-                if segment.index is not None:
+                if segment.index is not None and variable in names_in(segment.index):
                     product *= max((_length(place) for place in reached), default=1)
                 reached = [inner for place in reached for inner in below(place, segment)]
             longest = max(longest, product)
         # how far numbers in the expressions can shift an index
-        shift = sum(int(n.value) for n in walk(value) if isinstance(n, tree.Number))
-        return longest + shift
+        bound = [bind(index, self.constants) for index in _indices(value)]
+        shift = sum(n.value for e in bound for n in walk(e) if isinstance(n, tree.Number))
+        return longest + int(shift)
 
     def _may_exist(self, path: list[Segment], numbers: Mapping[str, int]) -> bool:
         """Whether a path exists as far as its indices are known."""
@@ -243,15 +239,19 @@ class RuleReader:
                 key = str(number(segment.index, numbers))
             if isinstance(place, ParameterInfo) or key not in place:
                 raise Absent
-            parts.append(segment.key if segment.index is None else segment.index)
+            if segment.index is None:
+                parts.append(key)
+            else:
+                parts.append(bind(segment.index, self.constants))
             keys.append(key)
             place = place[key]
             if isinstance(place, ParameterInfo):
                 piece = View(tuple(parts), (), place.shape, ".".join(keys))
         if piece is None:
+            assert isinstance(place, Mapping)
             raise RuleFault(
                 "unknown-parameter",
-                f"`{node.span.text}` is not one parameter; it has {listed(list(place) if isinstance(place, Mapping) else [])}",
+                f"`{node.span.text}` is not one parameter; it has {listed(list(place))}",
                 node.span,
             )
         return piece
@@ -268,7 +268,7 @@ class RuleReader:
         at = number(index, numbers)
         if piece.shape and not 0 <= at < piece.shape[0] and any(True for _ in names_in(index)):
             raise Absent
-        return pieces.select(piece, index, at)
+        return pieces.select(piece, bind(index, self.constants), at)
 
     def _call(self, node: tree.Call, numbers: Mapping[str, int]) -> Piece:
         verb = verb_of(node)
@@ -323,6 +323,7 @@ VERBS = (
 
 
 def verb_of(node: tree.Call) -> str:
+    """Return the name of the function that is called."""
     return node.function.id if isinstance(node.function, tree.Name) else ""
 
 
@@ -365,6 +366,11 @@ def _length(place: Place) -> int:
     if isinstance(place, ParameterInfo):
         return place.shape[0] if place.shape else 1
     return max(len(place), 1)
+
+
+def _indices(node: tree.Expression) -> list[tree.Expression]:
+    """Return the index expressions of a right side."""
+    return [i for part in walk(node) if isinstance(part, tree.Index) for i in part.indices]
 
 
 def is_path(node: tree.Expression) -> bool:
@@ -450,7 +456,7 @@ def row_variables(node: tree.Expression, variables: tuple[str, ...]) -> set[str]
                 for statement in branch.statements if branch is not None else ():
                     visit(getattr(statement, "value", None), True)
         elif not isinstance(part, tree.Name):
-            other.update(names_in(part))
+            other.update(n.id for n in walk(part) if isinstance(n, tree.Name))
 
     visit(node, True)
     return {name for name in variables if name in rows - other}

@@ -42,6 +42,9 @@ from tokdsl.ops.base import operand_fields
 from tokdsl.types.tensors import ValueType
 from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Flow, Interval
 
+#: operations that give their operand back under other names or in another order
+MOVES = ("as_axis", "rename", "order", "cache")
+
 #: one step from an axis of an operand (or a key without axis) to a key of a result
 Step = tuple["str | None", Reach]
 
@@ -232,6 +235,11 @@ class Timing:
             return None
         if type(node.op).op_name == "where":
             return self._choice(body, node)
+        if type(node.op).op_name in MOVES:
+            value = node.inputs[0]
+            moved = self.support(body, value)
+            names = _kept(value.type, next(iter(flows.values()), ()), output.type)
+            return moved.renamed(names) if moved is not None else None
         absorbing: list[Support] = []
         fixed = None
         plain: list[Support | None] = []

@@ -105,5 +105,3 @@ def _vocabulary(name: str, arguments: dict[str, object], folder: Path) -> Vocabu
     if not file.exists():
         return None  # it may come with the weights; building needs it, checking does not
     return vocabulary(read_tokenizer_file(file))
-
-

@@ -13,6 +13,7 @@ from tokdsl.checks.layouts import (
     Rule,
     RuleFault,
     Tied,
+    alias_names,
     pattern,
     published_names,
 )
@@ -294,14 +295,14 @@ def check(program: Program, facts: Facts, report: Report) -> None:
             report.add(LayoutTaken(span=_header(clause.span), layout=clause.name))
             continue
         names.add(clause.name)
-        layout, sound = _read(clause, table, whole_numbers(program), report)
+        layout, sound = _read(clause, table, _whole_numbers(program), report)
         if sound:
             _check_published(layout, report)
             _check_coverage(layout, table, report)
             layouts.append(layout)
 
 
-def whole_numbers(program: Program) -> dict[str, int]:
+def _whole_numbers(program: Program) -> dict[str, int]:
     """Return the static parameters of a model that are whole numbers or truth values."""
     found: dict[str, int] = {}
     for name, value in program.parameters.items():
@@ -315,7 +316,9 @@ def whole_numbers(program: Program) -> dict[str, int]:
 def _header(span: Span) -> Span:
     """Return the part of a clause before its brace."""
     end = span.text.find("{")
-    return Span(span.file, span.start, span.start + len(span.text[:end].rstrip())) if end > 0 else span
+    return (
+        Span(span.file, span.start, span.start + len(span.text[:end].rstrip())) if end > 0 else span
+    )
 
 
 def _read(
@@ -362,9 +365,7 @@ def _is_tied(node: tree.Call) -> bool:
     return isinstance(node.function, tree.Name) and node.function.id == "tied"
 
 
-def _tied(
-    layout: Layout, alias: Pattern, call: tree.Call, constants: Mapping[str, int]
-) -> Tied:
+def _tied(layout: Layout, alias: Pattern, call: tree.Call, constants: Mapping[str, int]) -> Tied:
     """Return an alias and the published name that it repeats.
 
     Raises:
@@ -395,13 +396,17 @@ def _tied(
 
 def _check_published(layout: Layout, report: Report) -> None:
     first: dict[str, Pattern] = {}
-    for rule in layout.rules:
-        for name, given in published_names(rule):
-            other = first.setdefault(name, given)
-            if other is not given or other.span is not given.span:
-                label = Label(other.span, "first given here")
-                report.add(PublishedTwice(span=given.span, published=name, labels=(label,)))
-                break
+    given = [pair for rule in layout.rules for pair in published_names(rule)]
+    given += [(name, tied.alias) for tied in layout.tied for name in alias_names(tied)]
+    told: set[int] = set()
+    for name, published in given:
+        if name not in first:
+            first[name] = published
+        elif id(published) not in told:
+            told.add(id(published))
+            other = first[name]
+            labels = () if other is published else (Label(other.span, "first given here"),)
+            report.add(PublishedTwice(span=published.span, published=name, labels=labels))
 
 
 def _check_coverage(layout: Layout, table: Mapping[str, ParameterInfo], report: Report) -> None:
@@ -420,9 +425,7 @@ def _check_coverage(layout: Layout, table: Mapping[str, ParameterInfo], report: 
             missing.append(name + left)
     for rule, first, names in twice.values():
         labels = (Label(first.span, "mapped here"),) if first is not rule else ()
-        report.add(
-            DoublyMappedParameter(span=rule.span, parameters=compress(names), labels=labels)
-        )
+        report.add(DoublyMappedParameter(span=rule.span, parameters=compress(names), labels=labels))
     if missing:
         found = compress(missing)
         notes = tuple(found[SHOWN:])

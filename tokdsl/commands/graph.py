@@ -9,6 +9,7 @@ from pathlib import Path
 from tokdsl import driver
 from tokdsl.diagnostics import Report
 from tokdsl.files import write_atomic
+from tokdsl.graph.program import Program
 
 ENDINGS = (".svg", ".mmd")
 

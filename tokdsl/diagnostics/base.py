@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -49,7 +50,11 @@ REGISTRY: dict[str, type[Diagnostic]] = {}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-class Diagnostic:
+class Declared:
+    """Tells type checkers that the annotated names of a subclass are keywords of its call."""
+
+
+class Diagnostic(Declared):
     """Base of all findings; instances are immutable.
 
     A subclass states ``code``, ``name`` (the fault, never the cure) and ``severity`` in its
@@ -83,7 +88,11 @@ class Diagnostic:
         raise AttributeError(f"{type(self).__name__} is immutable")
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()  # type: ignore[attr-defined]
+        return (
+            isinstance(other, Diagnostic)
+            and type(other) is type(self)
+            and self._values() == other._values()
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), self._values()))
@@ -105,7 +114,7 @@ class Diagnostic:
         if any(other.name == name for other in REGISTRY.values()):
             raise TypeError(f"diagnostic name {name} is declared twice")
         cls.code, cls.name, cls.severity = code, name, severity
-        own = cls.__dict__.get("__annotations__", {})
+        own = inspect.get_annotations(cls)
         fresh = (n for n, kind in own.items() if not str(kind).startswith("ClassVar"))
         cls.data = (*cls.data, *(n for n in fresh if n not in cls.data))
         REGISTRY[code] = cls

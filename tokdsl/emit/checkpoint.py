@@ -8,7 +8,7 @@ from typing import Any
 from tokdsl.emit.classes import where
 from tokdsl.emit.environment import render
 from tokdsl.emit.wrap import WIDTH
-from tokdsl.lower.plan import Code, LayoutPlan, LayoutRows, Plan
+from tokdsl.lower.plan import Code, LayoutLoop, LayoutPlan, LayoutRow, Plan
 
 INDENT = 4
 
@@ -22,7 +22,6 @@ def checkpoint(plan: Plan, header: str) -> str:
         "layouts": [_layout(layout) for layout in plan.layouts],
         "fused": "Fused" in used,
         "reshaped": "Reshaped" in used,
-        "tied": any(layout.tied.rows or layout.tied.loops for layout in plan.layouts),
     }
     return render("package/checkpoint.py.jinja", context)
 
@@ -33,15 +32,20 @@ def _layout(layout: LayoutPlan) -> dict[str, Any]:
         "where": where(layout.span),
         "rows": _lines(layout.rows, INDENT),
         "tied": _lines(layout.tied, INDENT),
-        "ignored": [json.dumps(pattern) for pattern in layout.ignored],
+        "ignored": [_pattern(text) for text in layout.ignored],
     }
 
 
-def _heads(rows: LayoutRows) -> set[str]:
+def _pattern(text: str) -> str:
+    """Return a regular expression as a literal, raw where that is possible."""
+    return json.dumps(text) if '"' in text else f'r"{text}"'
+
+
+def _heads(rows: list[LayoutRow | LayoutLoop]) -> set[str]:
     """Return the names of the classes that the rows use."""
-    found = {head for row in rows.rows for head in _calls(row.value)}
-    for inner in rows.loops.values():
-        found |= _heads(inner)
+    found: set[str] = set()
+    for row in rows:
+        found |= _heads(row.rows) if isinstance(row, LayoutLoop) else _calls(row.value)
     return found
 
 
@@ -53,13 +57,14 @@ def _calls(code: Code) -> set[str]:
     return {head}.union(*(_calls(argument) for argument in arguments))
 
 
-def _lines(rows: LayoutRows, indent: int) -> list[str]:
+def _lines(rows: list[LayoutRow | LayoutLoop], indent: int) -> list[str]:
     """Return the statements that yield every row."""
     lines: list[str] = []
-    for row in rows.rows:
-        lines += _yield(row.published, row.value, indent)
-    for (name, values), inner in rows.loops.items():
-        lines += [f"{' ' * indent}for {name} in {values}:", *_lines(inner, indent + 4)]
+    for row in rows:
+        if isinstance(row, LayoutLoop):
+            lines += [" " * indent + row.head, *_lines(row.rows, indent + 4)]
+        else:
+            lines += _yield(row.published, row.value, indent)
     return lines
 
 

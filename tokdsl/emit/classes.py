@@ -45,17 +45,27 @@ def _layers(classes: tuple[str, ...]) -> str:
         return f"{classes[0]}() for _ in range({len(classes)})"
     period = _period(classes)
     if period < len(classes):
-        inner = ", ".join(classes[:period])
-        total = len(classes)
-        if total % period == 0:
-            return f"layer() for _ in range({total // period}) for layer in ({inner})"
-        return f"({inner})[i % {period}]() for i in range({total})"
+        return _pattern(classes, period)
     runs = [(name, len(list(group))) for name, group in groupby(classes)]
     parts = [
         f"{name}()" if count == 1 else f"*({name}() for _ in range({count}))"
         for name, count in runs
     ]
     return f"[{', '.join(parts)}]"
+
+
+def _pattern(classes: tuple[str, ...], period: int) -> str:
+    """Return the expression for layers that repeat with a period."""
+    inner, total = ", ".join(classes[:period]), len(classes)
+    names = list(dict.fromkeys(classes[:period]))
+    rare = [name for name in names if classes[:period].count(name) == 1]
+    if len(names) == 2 and period > 2 and rare:
+        at = classes.index(rare[0])
+        other = next(name for name in names if name != rare[0])
+        return f"{rare[0]}() if i % {period} == {at} else {other}() for i in range({total})"
+    if total % period == 0:
+        return f"layer() for _ in range({total // period}) for layer in ({inner})"
+    return f"({inner})[i % {period}]() for i in range({total})"
 
 
 def _period(classes: tuple[str, ...]) -> int:

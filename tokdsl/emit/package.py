@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from typing import Any
 
 from tokdsl import __version__
@@ -94,6 +96,9 @@ def _model(plan: Plan, source_name: str) -> str:
         "clocks": _clocks(plan),
         "clock_lines": _clock_lines(plan),
         "aux": plan.aux,
+        "arguments": ", ".join(
+            [*(i.name for i in plan.inputs), *(c["valid"] for c in _clocks(plan))]
+        ),
         "aux_lists": ", ".join("[]" for _ in plan.aux),
         "objective": _objective_lines(plan),
         "has_objective": bool(plan.objective_result),
@@ -160,6 +165,7 @@ def _class(plan: ClassPlan) -> dict[str, Any]:
     return {
         "name": plan.name,
         "title": _title(plan),
+        "arguments": "".join(f", {name}: int" for name in plan.arguments),
         "annotations": classes.buffer_annotations(plan),
         "constructor": classes.constructor_lines(plan),
         "reset": classes.reset_lines(plan),
@@ -175,14 +181,21 @@ def _class(plan: ClassPlan) -> dict[str, Any]:
 def _title(plan: ClassPlan) -> str:
     """Return the docstring of a class: the definition's first sentence and where it stands."""
     where = classes.where(plan.span)
-    doc = plan.doc.strip().split("\n")[0].split(". ")[0].split(".  ")[0].rstrip(".")
     if plan.kind == "layer":
-        doc = "One layer of the `repeat`"
-    elif plan.kind == "stage":
-        doc = f"The stage `{plan.definition}`"
-    doc = doc or f"The {plan.kind} `{plan.definition}`"
-    line = f"{doc} ({where})."
-    return line if len(line) <= 88 else f"{doc}.\n\n    Defined at {where}.\n    "
+        return f"One layer of the `repeat` ({where})."
+    if plan.kind == "stage":
+        return f"The stage `{plan.definition}` ({where})."
+    sentence = _first_sentence(plan.doc) or f"The {plan.kind} `{plan.definition}`"
+    if len(sentence) + len(where) <= 84:
+        return f"{sentence} ({where})."
+    body = "\n    ".join(textwrap.wrap(f"{sentence}.", 92))
+    return f"The {plan.kind} `{plan.definition}` ({where}).\n\n    {body}\n    "
+
+
+def _first_sentence(doc: str) -> str:
+    """Return the first sentence of a comment, without its full stop."""
+    paragraph = " ".join(doc.strip().split("\n\n")[0].split())
+    return re.split(r"\.(?:\s|$)", paragraph)[0].replace('"', "'").replace("\\", "/")
 
 
 def _objective_lines(plan: Plan) -> list[str]:

@@ -206,9 +206,7 @@ class AttentionBuilder:
 
     # ----------------------------------------------------------------- scores
 
-    def _decomposed(
-        self, query: Axis, key: Axis, mask: Value | None, interval: Interval
-    ) -> Value:
+    def _decomposed(self, query: Axis, key: Axis, mask: Value | None, interval: Interval) -> Value:
         builder, frame = self.builder, self.frame
         statics: dict[str, Any] = {k: v for k, v in self.values.items() if k in ("scale", "over")}
         scores = AttentionScores(

@@ -78,13 +78,15 @@ class Elaborator(Statements):
     def _check_header(self, frame: Frame, definition: tree.Definition) -> None:
         """Check that names in a header are given once and that types are known."""
         seen: set[str] = set()
-        for item in (*definition.operands, *definition.parameters):
-            if item.name in seen:
+        named = [(item.name, item.span) for item in definition.operands]
+        named += [(item.name, item.span) for item in definition.parameters]
+        for name, span in named:
+            if name in seen:
                 from tokdsl.resolve.diagnostics import NameTaken
 
-                self.report.add(NameTaken(span=item.span, taken=item.name))
+                self.report.add(NameTaken(span=span, taken=name))
                 frame.module.broken = True
-            seen.add(item.name)
+            seen.add(name)
         for operand in definition.operands:
             if not isinstance(operand.type, tree.TensorType):
                 self.fail(

@@ -149,7 +149,24 @@ class Statements(Definitions):
                         target.span,
                         f"`{target.name}` does not depend on its index `{declaration.name}`",
                     )
+            value = self._in_declared_order(frame, target, value)
         frame.bind(target.name, value, target.span, "value")
+
+    def _in_declared_order(self, frame: Frame, target: tree.Target, value: Value) -> Value:
+        """Return a value whose index axes come in the order in which the equation names them."""
+        wanted = [declaration.name for declaration in target.indices]
+        names = [axis.name for axis in value.type.axes]
+        have = [name for name in names if name in wanted]
+        if have == wanted or set(have) != set(wanted):
+            return value
+        from tokdsl.ops.base import AxisRef
+        from tokdsl.ops.shape import Order
+
+        following = iter(wanted)
+        order = tuple(AxisRef(next(following) if n in wanted else n) for n in names)
+        moved = self.use(frame, Order, {"x": value}, target.span, axes=order)
+        value.name, moved.name = "", value.name
+        return moved
 
     def _declare_indices(self, frame: Frame, targets: tuple[tree.Target, ...]) -> dict[str, Axis]:
         declared: dict[str, Axis] = {}

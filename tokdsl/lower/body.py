@@ -151,16 +151,23 @@ class Body:
     def _wanted(self, node: Node, value: Value) -> str:
         if value.name:
             return value.name
-        if self.module.kind in ("stage", "layer") and not isinstance(node, OpNode):
+        if self.module.kind in ("stage", "layer") and self._is_stream(node, value):
             return "x"
         first = self.module.inputs[0] if self.module.inputs else None
-        if first is not None and _same_axes(first.type, value.type):
+        if first is not None and _same_kind(first.type, value.type):
             return first.name or "x"
         if isinstance(node, OpNode):
             return type(node.op).op_name
         if isinstance(node, CallNode):
             return node.attribute or node.module.name
         return "x"
+
+    def _is_stream(self, node: Node, value: Value) -> bool:
+        """Whether a value of a stage looks like its stream: float vectors of tokens."""
+        if not isinstance(node, OpNode):
+            return True
+        kind = value.type
+        return isinstance(kind, TensorType) and kind.dtype == "float" and len(kind.axes) > 1
 
     def _bind(self, node: Node, value: Value, text: str, wanted: str) -> None:
         self._release(node)
@@ -316,10 +323,11 @@ def _hidden_name(node: Node, value: Value) -> str:
     return ""
 
 
-def _same_axes(first: ValueType, second: ValueType) -> bool:
+def _same_kind(first: ValueType, second: ValueType) -> bool:
     return (
         isinstance(first, TensorType)
         and isinstance(second, TensorType)
+        and first.dtype == second.dtype
         and [a.name for a in first.axes] == [a.name for a in second.axes]
     )
 

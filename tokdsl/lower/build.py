@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokdsl.checks.facts import Facts
-from tokdsl.checks.weights import read_layouts, whole_numbers
+from tokdsl.checks.weights import read_layouts
 from tokdsl.graph.definitions import owns
 from tokdsl.graph.program import (
     AuxNode,
@@ -22,10 +22,12 @@ from tokdsl.lower.body import Body, Shared, shape_comment
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
 from tokdsl.lower.layouts import lower_layouts
+from tokdsl.lower.merge import code_key, take_sizes
 from tokdsl.lower.names import class_name
 from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
 from tokdsl.lower.terms import name_terms
 from tokdsl.ops.base import ParameterSpec
+from tokdsl.ops.parameters import Buffer, Linear, Weight
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import TensorType
 
@@ -43,6 +45,7 @@ class Context:
     names: dict[int, str]
     used: set[str]
     clocks: dict[int, tuple[str, ...]]
+    keys: dict[object, str] = field(default_factory=dict)
 
 
 def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
@@ -64,10 +67,11 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
             _add_class(context, called, use.name)
         plan.stages.append(_stage_plan(context, use.name, module, operands[use.name]))
     plan.inputs = [_input_plan(i, plan) for i in program.inputs]
+    take_sizes(plan)
     if objective is not None:
         _objective(context, objective)
         plan.terms = terms
-    plan.layouts = lower_layouts(read_layouts(facts), whole_numbers(program))
+    plan.layouts = lower_layouts(read_layouts(facts))
     plan.functions = shared.functions
     return plan
 
@@ -165,6 +169,11 @@ def _add_class(context: Context, module: Module, stage: str) -> None:
     plan.body = body.statements
     plan.clocks = tuple(clocks[name] for name in clocks if name in body.clocks)
     context.clocks[id(module)] = tuple(name for name in clocks if name in body.clocks)
+    first = context.keys.setdefault(code_key(plan), name)
+    if first != name:
+        context.names[id(module)] = first
+        context.used.discard(name)
+        return
     context.plan.classes.append(plan)
 
 
@@ -235,7 +244,10 @@ def _owned_op(context: Context, node: OpNode) -> Owned:
     constructor = node.op.module()
     if constructor is None:
         kind = "parameter" if specs[0].trainable else "buffer"
-        return Owned(node.attribute, kind, _tensor(specs[0], stack), node.span, specs, stack)
+        labels = _size_labels(node, stack)
+        return Owned(
+            node.attribute, kind, _tensor(specs[0], stack), node.span, specs, stack, sizes=labels
+        )
     sizes = [_number(size) for size in specs[0].shape]
     if constructor == "nn.Linear":
         bias = "" if len(specs) > 1 else ", bias=False"
@@ -248,7 +260,23 @@ def _owned_op(context: Context, node: OpNode) -> Owned:
         text = f"nn.Embedding({sizes[0]}, {sizes[1]})"
     else:
         text = constructor
-    return Owned(node.attribute, "layer", text, node.span, specs, stack)
+    labels = _size_labels(node, stack)
+    return Owned(node.attribute, "layer", text, node.span, specs, stack, sizes=labels)
+
+
+def _size_labels(node: OpNode, stack: int) -> tuple[str, ...]:
+    """Return what each number in the constructor of a layer or tensor is the size of."""
+    op = node.op
+    if isinstance(op, Linear):
+        labels: tuple[str, ...] = (
+            "_".join(axis.name for axis in op.contracted()),
+            "_".join(axis.name for axis in op.out),
+        )
+    elif isinstance(op, Weight | Buffer):
+        labels = tuple(axis.name for axis in op.axes)
+    else:
+        return ()
+    return ("experts", *labels) if stack else labels
 
 
 def _number(size: Dim) -> int:

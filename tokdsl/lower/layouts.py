@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from tokdsl.checks.layouts import Group, Layout, Pattern, Rule, names_in, number
 from tokdsl.checks.pieces import Fused, Piece, Reshaped, Step, View
-from tokdsl.lower.plan import Code, LayoutPlan, LayoutRow, LayoutRows
+from tokdsl.lower.plan import Code, LayoutLoop, LayoutPlan, LayoutRow
 from tokdsl.syntax import tree
 
 #: values of one index variable
@@ -23,24 +23,25 @@ Loops = tuple[tuple[str, Values], ...]
 _TAKEN = {"own", "range", *keyword.kwlist}
 
 
-def lower_layouts(layouts: Iterable[Layout], constants: Mapping[str, int]) -> list[LayoutPlan]:
-    """Return the plans of all layouts; ``constants`` are the model's whole-number parameters."""
-    return [_layout(layout, constants) for layout in layouts]
+def lower_layouts(layouts: Iterable[Layout]) -> list[LayoutPlan]:
+    """Return the plans of all layouts."""
+    return [_layout(layout) for layout in layouts]
 
 
-def _layout(layout: Layout, constants: Mapping[str, int]) -> LayoutPlan:
-    rows, tied = LayoutRows(), LayoutRows()
+def _layout(layout: Layout) -> LayoutPlan:
+    rows: list[LayoutRow | LayoutLoop] = []
+    tied: list[LayoutRow | LayoutLoop] = []
     for rule in layout.rules:
         for group in rule.groups:
             for loops in _loops(rule, group):
-                text = Texts(constants, loops)
+                text = Texts(loops)
                 for published, piece in zip(rule.published, group.pieces, strict=True):
                     row = LayoutRow(text.name(published.parts), text.piece(piece))
                     _place(rows, _kept(loops), row)
     for repeated in layout.tied:
         rule_loops = _all_loops(repeated.rule, repeated.alias)
         for loops in rule_loops:
-            text = Texts(constants, loops)
+            text = Texts(loops)
             row = LayoutRow(text.name(repeated.alias.parts), text.name(repeated.other.parts))
             _place(tied, _kept(loops), row)
     ignored = tuple(_regex(given) for given in layout.ignored)
@@ -85,12 +86,17 @@ def _kept(loops: Loops) -> Loops:
     return tuple((_variable(name), values) for name, values in loops if len(values) > 1)
 
 
-def _place(rows: LayoutRows, loops: Loops, row: LayoutRow) -> None:
+def _place(rows: list[LayoutRow | LayoutLoop], loops: Loops, row: LayoutRow) -> None:
     """Add a row inside its loops, which may exist already."""
     for name, values in loops:
-        inner = rows.loops.setdefault((name, _range(values)), LayoutRows())
-        rows = inner
-    rows.rows.append(row)
+        made = LayoutLoop(name, _range(values), [])
+        same = (r for r in rows if isinstance(r, LayoutLoop) and r.head == made.head)
+        loop = next(same, None)
+        if loop is None:
+            rows.append(made)
+            loop = made
+        rows = loop.rows
+    rows.append(row)
 
 
 def _range(values: Values) -> str:
@@ -122,13 +128,11 @@ class Texts:
     """Python text of names and pieces inside a nest of loops.
 
     Args:
-        constants: names whose values are written out.
-        loops: indices of one turn are written out as well.
+        loops: indices of one turn are written out.
     """
 
-    def __init__(self, constants: Mapping[str, int], loops: Loops) -> None:
-        self.numbers = dict(constants)
-        self.numbers.update({name: values[0] for name, values in loops if len(values) == 1})
+    def __init__(self, loops: Loops) -> None:
+        self.numbers = {name: values[0] for name, values in loops if len(values) == 1}
 
     def name(self, parts: Sequence[str | tree.Expression], dots: bool = False) -> str:
         """Return a string literal, formatted where the name depends on an index."""
@@ -174,12 +178,10 @@ class Texts:
 
     def _view(self, view: View) -> str:
         text = f"own[{self.name(view.path, dots=True)}]"
-        rank = len(view.shape)
-        for step in reversed(view.steps):
-            rank += (step.verb == "select") - (step.verb == "unflatten") * (len(step.numbers) - 2)
+        rank = len(view.shape) + sum(step.verb == "select" for step in view.steps)
         for step in view.steps:
             text += self._step(step, rank)
-            rank -= (step.verb == "select") - (step.verb == "unflatten") * (len(step.numbers) - 2)
+            rank = len(step.numbers) if step.verb == "view" else rank - (step.verb == "select")
         return text
 
     def _step(self, step: Step, rank: int) -> str:
@@ -191,8 +193,6 @@ class Texts:
         if step.verb == "narrow" and step.numbers[0] == 0:
             _, start, size = step.numbers
             return f"[{start or ''}:{start + size}]"
-        if step.verb == "unflatten":
-            return f".unflatten({step.numbers[0]}, {_tuple(step.numbers[1:])})"
         return f".{step.verb}({', '.join(str(n) for n in step.numbers)})"
 
 
@@ -211,8 +211,7 @@ def _value(node: tree.Expression, numbers: Mapping[str, int]) -> int | None:
 def _regex(given: Pattern) -> str:
     """Return a regular expression for names that are ignored: indices are numbers, `*` is any."""
     texts = [
-        ".*".join(re.escape(piece) for piece in part.split("*")) if isinstance(part, str) else r"\d+"
+        ".*".join(map(re.escape, part.split("*"))) if isinstance(part, str) else r"\d+"
         for part in given.parts
     ]
     return "".join(texts)
-

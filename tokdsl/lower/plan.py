@@ -40,6 +40,7 @@ class Owned:
         kind: ``layer`` (nn.Linear ...), ``parameter``, ``buffer``, ``module``, ``list``.
         constructor: the text after ``self.name =``.
         parameters: specifications for initialisation, names relative to the attribute.
+        sizes: what each number in the constructor is the size of.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Owned:
     parameters: tuple[ParameterSpec, ...] = ()
     stack: int = 0
     classes: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class ClassPlan:
     collects_aux: bool = False
     stateful: bool = False
     clocks: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     doc: str = ""
 
 
@@ -126,12 +129,18 @@ class LayoutRow:
     value: Code
 
 
-@dataclass
-class LayoutRows:
-    """Rows, then loops as (variable, values) with the rows inside."""
+@dataclass(frozen=True)
+class LayoutLoop:
+    """A loop over an index with the rows inside."""
 
-    rows: list[LayoutRow] = field(default_factory=list)
-    loops: dict[tuple[str, str], LayoutRows] = field(default_factory=dict)
+    variable: str
+    values: str
+    rows: list[LayoutRow | LayoutLoop]
+
+    @property
+    def head(self) -> str:
+        """The line that begins the loop."""
+        return f"for {self.variable} in {self.values}:"
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,8 @@ class LayoutPlan:
 
     name: str
     span: Span
-    rows: LayoutRows
-    tied: LayoutRows
+    rows: list[LayoutRow | LayoutLoop]
+    tied: list[LayoutRow | LayoutLoop]
     ignored: tuple[str, ...]
 
 
@@ -181,4 +190,5 @@ class Plan:
             if given.clock and not given.is_label:
                 first.setdefault(given.clock, given.name)
         return {c: "valid" if len(first) == 1 else f"{n}_valid" for c, n in first.items()}
+
     layouts: list[LayoutPlan] = field(default_factory=list)

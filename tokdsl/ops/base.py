@@ -180,6 +180,10 @@ def _movement(order: list[int], batched: bool, count: int) -> str:
     return f"permute({', '.join(str(j) for j in order)})"
 
 
+def _same(one: Op, other: Op) -> bool:
+    return one._values() == other._values()
+
+
 #: Every primitive by the name it has in the language.
 OPS: dict[str, type[Op]] = {}
 
@@ -230,7 +234,7 @@ class Op:
         return tuple(getattr(self, name) for name in self._names)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()  # type: ignore[attr-defined]
+        return isinstance(other, Op) and type(other) is type(self) and _same(self, other)
 
     def __hash__(self) -> int:
         return hash((type(self), self._values()))
@@ -264,8 +268,10 @@ class Op:
             for axis in kind.axes:
                 if axis.clock is None and axis.group is None and not axis.pack:
                     continue
-                flow = Flow(axis.name, axis.name) if axis.name in kept else Flow(
-                    axis.name, None, EVERYTHING
+                flow = (
+                    Flow(axis.name, axis.name)
+                    if axis.name in kept
+                    else Flow(axis.name, None, EVERYTHING)
                 )
                 flows.setdefault(name, []).append(flow)
         return flows
@@ -468,9 +474,7 @@ def broadcast(*kinds: ValueType, what: str = "operands") -> TensorType:
             raise Fault("operand-kind", f"{what} must be tensors, found {kind}")
         batched |= kind.batched
         axes = _merge(axes, kind.axes, what)
-    return TensorType(
-        tuple(axes), promote(*(kind.dtype for kind in kinds)), batched
-    )
+    return TensorType(tuple(axes), promote(*(kind.dtype for kind in kinds)), batched)
 
 
 def _merge(axes: list[Axis], more: tuple[Axis, ...], what: str) -> list[Axis]:

@@ -165,6 +165,8 @@ class CastLike(Op):
     Shape: [*a], [*b] -> [*a].   Gradient: smooth to ``x``, none to ``like``.
     """
 
+    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = Cast.absorbing
+
     x: Operand
     like: Operand
 

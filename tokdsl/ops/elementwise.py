@@ -175,6 +175,13 @@ class Power(Binary):
         "y": "{result} * tl.log({x})",
     }
 
+    def torch(self, code: Code) -> str:
+        """Return the operator, without spaces between simple operands as formatters have it."""
+        text = super().torch(code)
+        base, _, power = text.partition(" ** ")
+        simple = all(part.replace(".", "").replace("_", "").isalnum() for part in (base, power))
+        return f"{base}**{power}" if simple else text
+
     def triton(self, operands: Mapping[str, str]) -> str | None:
         """Return products for small whole powers, which are right for negative bases too."""
         power = literal(operands["y"])

@@ -225,7 +225,11 @@ class Buffer(Op):
         sizes = tuple(a.size for a in self.axes)
         return (
             ParameterSpec(
-                "", sizes, self.init or "zeros()", trainable=False, saved=self.saved,
+                "",
+                sizes,
+                self.init or "zeros()",
+                trainable=False,
+                saved=self.saved,
                 dtype=self.dtype,
             ),
         )

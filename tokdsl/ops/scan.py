@@ -27,16 +27,15 @@ from tokdsl.types.time import PAST, Flow
 class _Recurrence(Op):
     """Base of the recurrences over a token axis."""
 
-    over: AxisRef | None
-
     def tokens(self, kind: TensorType) -> Axis:
         """Return the axis that the recurrence runs along.
 
         Raises:
             Fault: if it does not exist or holds no tokens.
         """
-        if self.over is not None:
-            axis = find_axis(kind, self.over, "over")
+        over: AxisRef | None = getattr(self, "over", None)
+        if over is not None:
+            axis = find_axis(kind, over, "over")
         else:
             axis = next((a for a in kind.axes if a.clock is not None), Axis("", Dim.of(1)))
         if axis.clock is None:

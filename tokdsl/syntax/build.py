@@ -78,7 +78,7 @@ class MisplacedAxis(Diagnostic, code="TOK121", name="misplaced-axis", severity=S
         return f"write `{self.index}` alone"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Declaration(tree.Node):
     """A name with type and default, before it is known to be an operand or a parameter."""
 
@@ -87,7 +87,7 @@ class Declaration(tree.Node):
     default: tree.Expression | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Indexing(tree.Missing):
     """``i: T`` in square brackets; outside a target it is a mistake, and then no value."""
 

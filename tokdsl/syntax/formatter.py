@@ -79,6 +79,7 @@ class Formatter(StatementPrinter):
         self.used: set[int] = set()
         self.loose: dict[int, list[str]] = {}
         self._bodies: dict[int, str | None] = {}
+        self._made: dict[int, tree.Body] = {}
 
     # ------------------------------------------------------------------ the source
 
@@ -145,13 +146,18 @@ class Formatter(StatementPrinter):
     def members(self, node: tree.Model) -> tree.Body:
         """Return the members of a model as the block that they stand in."""
         edge = node.parameters[-1].span.end if node.parameters else node.name_span.end
-        span = Span(node.span.file, self.opening(edge, node.span.end), node.span.end)
-        return tree.Body(span, node.members)  # type: ignore[arg-type]
+        return self.made_body(node, edge, node.members)
 
     def rules(self, node: tree.Weights) -> tree.Body:
         """Return the rules of a ``weights`` clause as the block that they stand in."""
-        span = Span(node.span.file, self.opening(node.span.start, node.span.end), node.span.end)
-        return tree.Body(span, node.rules)  # type: ignore[arg-type]
+        return self.made_body(node, node.span.start, node.rules)
+
+    def made_body(self, node: tree.Node, low: int, inner: tuple[tree.Node, ...]) -> tree.Body:
+        """Return what stands in the braces of a node as a block, always the same one."""
+        if id(node) not in self._made:
+            span = Span(node.span.file, self.opening(low, node.span.end), node.span.end)
+            self._made[id(node)] = tree.Body(span, inner)  # type: ignore[arg-type]
+        return self._made[id(node)]
 
     def opening(self, low: int, high: int) -> int:
         """Return the place of the first brace in a range that is not in a comment."""

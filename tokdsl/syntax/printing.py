@@ -300,7 +300,8 @@ class ExpressionPrinter(ABC):
         if flat is not None and room.before(closer).fits(flat):
             return flat + closer
         if not groups[0] and len(groups) > 1:
-            return "; " + self.bracketed(owner, groups[1:], closer, room.after("; "))
+            rest = self.bracketed(owner, groups[1:], closer, room.after("; "))
+            return f";{rest}" if rest.startswith("\n") else f"; {rest}"
         entries = separated(groups)
         if id(owner) in self.remarks_in:
             return self._remarked(entries, self.remarks_in[id(owner)], closer, room)

@@ -48,9 +48,7 @@ def _perturbed(subject: Subject, stage: StageUse) -> CheckResult:
         tensor = inputs[given.name].clone()
         for row, t in enumerate(at, start=1):
             late = tensor[row].narrow(subject.axis(given) - 1, t + 1, length - t - 1)
-            fresh = other[given.name][row].narrow(
-                subject.axis(given) - 1, t + 1, length - t - 1
-            )
+            fresh = other[given.name][row].narrow(subject.axis(given) - 1, t + 1, length - t - 1)
             late.copy_(_differing(given, late, fresh))
         inputs[given.name] = tensor
     with torch.no_grad():
@@ -137,7 +135,7 @@ def _mark(
             for module in modules_of(subject.model, nn.Embedding)
             if isinstance(module.weight, Tensor) and module.weight.shape[0] == classes
         ]
-        unused = set(range(classes)) - set(tensor.unique().tolist())
+        unused = set(range(classes)) - set(tensor.flatten().tolist())
         if not tables or not unused:
             return False
         value = max(unused)
@@ -218,9 +216,7 @@ def _padded_loss(
     ]
 
 
-def _loss(
-    subject: Subject, inputs: Inputs, mask: dict[str, Tensor]
-) -> tuple[float, list[Tensor]]:
+def _loss(subject: Subject, inputs: Inputs, mask: dict[str, Tensor]) -> tuple[float, list[Tensor]]:
     parameters = list(subject.model.parameters())
     total = subject.model.loss(**inputs, **mask).total
     found = torch.autograd.grad(total, parameters, allow_unused=True)

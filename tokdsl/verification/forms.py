@@ -1,4 +1,4 @@
-"""Contract 9 and 10, and the forms in which people use a module: saved, on meta, compiled, mixed."""
+"""Contract 9 and 10, and the forms in which people use a module: saved, meta, compiled, mixed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def check_initialisation(subject: Subject) -> list[CheckResult]:
     same = all(torch.equal(a, models[1][name]) for name, a in models[0].items())
     verdict = passed if same else failed
     drawn = verdict(
-        "determinism", "initialisation", f"the same seed gives {'the same' if same else 'other'} weights"
+        "determinism",
+        "initialisation",
+        f"the same seed gives {'the same' if same else 'other'} weights",
     )
     return [drawn, _meta(subject)]
 
@@ -99,7 +101,9 @@ def check_autocast(subject: Subject) -> list[CheckResult]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = subject.run(inputs)
     distances = [
-        float((mixed[n].double() - full[n].double()).norm() / full[n].double().norm().clamp(min=1e-9))
+        float(
+            (mixed[n].double() - full[n].double()).norm() / full[n].double().norm().clamp(min=1e-9)
+        )
         for n in full
         if full[n].is_floating_point()
     ]
@@ -121,8 +125,8 @@ def check_compile(subject: Subject) -> list[CheckResult]:
     if any(_is_learned(subject, clock.name) for clock in subject.program.clocks):
         return [skipped("forms", "compile", "a clock depends on the data")]
     inputs = subject.inputs(2, subject.length)
-    torch._dynamo.reset()
-    compiled = torch.compile(subject.model, fullgraph=True, backend="aot_eager")
+    torch.compiler.reset()
+    compiled: Any = torch.compile(subject.model, fullgraph=True, backend="aot_eager")
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -132,7 +136,7 @@ def check_compile(subject: Subject) -> list[CheckResult]:
         first = str(error).strip().split("\n", 1)[0]
         return [failed("forms", "compile", f"fullgraph: {type(error).__name__}: {first[:160]}")]
     finally:
-        torch._dynamo.reset()
+        torch.compiler.reset()
     worst = max(gap(getattr(output, n), full[n]) for n in full)
     return [bounded("forms", "compile, one graph", worst, subject.limit)]
 

@@ -52,7 +52,9 @@ def _active(subject: Subject) -> CheckResult:
             count += int(used.sum()) * parameter[0].numel()
         else:
             count += parameter.numel()
-    return _exactly("active parameters", count, subject.facts.numbers.get("active_params"), "numbers")
+    return _exactly(
+        "active parameters", count, subject.facts.numbers.get("active_params"), "numbers"
+    )
 
 
 def _stacked(model: nn.Module) -> set[int]:
@@ -74,7 +76,7 @@ def _flops(subject: Subject) -> CheckResult:
     if not said:
         return skipped("facts", "FLOPs", "the analysis gives no number")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        subject.run(subject.inputs(1, length))
+        subject.run(subject.inputs(1, length, length))
     products = counter.get_total_flops()
     ratio = products / said
     text = (
@@ -123,4 +125,3 @@ def _state_bytes(subject: Subject, length: int) -> float:
     state: Any = subject.model.new_state(1)
     advance(subject, state, inputs, 0, length)
     return float(state.bytes())
-

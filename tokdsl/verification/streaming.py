@@ -108,9 +108,7 @@ def check_state(subject: Subject) -> list[CheckResult]:
         "prompt of one token": _short,
         "left-padded prompt": _padded_left,
     }
-    return [
-        attempt("state", name, partial(verb, subject)) for name, verb in verbs.items()
-    ]
+    return [attempt("state", name, partial(verb, subject)) for name, verb in verbs.items()]
 
 
 def _reorder(subject: Subject) -> CheckResult:

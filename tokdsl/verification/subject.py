@@ -124,18 +124,18 @@ class Subject:
 
     # ----------------------------------------------------------------- running
 
-    def inputs(self, batch: int, length: int) -> Inputs:
-        """Return random inputs."""
-        return {i.name: self._input(i, batch, length) for i in self.program.inputs}
+    def inputs(self, batch: int, length: int, other: int = OTHER_LENGTH) -> Inputs:
+        """Return random inputs; ``other`` is the length along clocks besides the main one."""
+        return {i.name: self._input(i, batch, length, other) for i in self.program.inputs}
 
-    def _input(self, given: Input, batch: int, length: int) -> Tensor:
+    def _input(self, given: Input, batch: int, length: int, other: int) -> Tensor:
         kind = given.value.type
         assert isinstance(kind, TensorType)
         sizes = [batch]
         for axis in kind.axes:
             own = axis.clock is not None and axis.clock == self.clock
             size = axis.size.number
-            sizes.append(length if own else size if size is not None else OTHER_LENGTH)
+            sizes.append(length if own else size if size is not None else other)
         if given.classes is not None:
             return torch.randint(given.classes.number or 2, sizes, generator=self.random)
         if kind.dtype == "bool":

@@ -372,9 +372,7 @@ class Placer:
             self.scene.lines.append(Line((source, (center, y)), dashed=dashed))
             self.scene.lines.append(Line((below, _rim(below, target)), dashed=dashed))
 
-    def _always(
-        self, stream: Point, center: float, y: float, below: Point, target: Point
-    ) -> None:
+    def _always(self, stream: Point, center: float, y: float, below: Point, target: Point) -> None:
         """Draw the way of every token: from above the router, beside it, and into the sum."""
         fork = stream[1] - 10
         points = ((stream[0], fork), (center, fork), (center, y))
@@ -492,9 +490,7 @@ def _cross(
 
 def _owner(places: dict[str, tuple[Rect, Ends]], rect: Rect) -> str:
     return next(
-        name
-        for name, (frame, _) in places.items()
-        if frame.x <= rect.x <= frame.x + frame.width
+        name for name, (frame, _) in places.items() if frame.x <= rect.x <= frame.x + frame.width
     )
 
 

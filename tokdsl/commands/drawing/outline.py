@@ -16,7 +16,8 @@ from tokdsl.commands.drawing.parts import (
     Skip,
     StageColumn,
 )
-from tokdsl.commands.drawing.words import box, kind_of_op, quantity, shape
+from tokdsl.commands.drawing.words import box, kind_of_op, shape
+from tokdsl.commands.quantities import TIMES, quantity
 from tokdsl.graph.definitions import owns
 from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Program, Value
 from tokdsl.types.tensors import RouteType, TensorType
@@ -209,7 +210,7 @@ class Tracer:
         bypass = len(drawn) < len(terms)
         if not drawn or (len(drawn) == 1 and not bypass):
             return None
-        return Join(drawn, bypass, "+" if name == "add" else "×"), origin
+        return Join(drawn, bypass, "+" if name == "add" else TIMES), origin
 
     def _flat(self, value: Value, origin: Value) -> list[Value]:
         """Return the terms of a sum all of which come from one value."""
@@ -333,7 +334,7 @@ def _repeat(modules: list[Module], reads: Mapping[int, str], several: bool) -> F
     times = len(modules) // period
     runs = [list(group) for _, group in groupby(modules[:period], key=id)]
     if len(runs) == 1:
-        tag = f"× {times * len(runs[0])}"
+        tag = f"{TIMES} {times * len(runs[0])}"
         only = _layer(runs[0][0], reads, several)
         part = only.parts[0] if len(only.parts) == 1 else None
         if isinstance(part, Frame) and part.style == "block":
@@ -345,10 +346,10 @@ def _repeat(modules: list[Module], reads: Mapping[int, str], several: bool) -> F
         if len(run) == 1 and len(column.parts) == 1:
             inner.parts.append(column.parts[0])
         else:
-            tag = f"× {len(run)}" if len(run) > 1 else ""
+            tag = f"{TIMES} {len(run)}" if len(run) > 1 else ""
             inner.parts.append(Frame("", tag, "repeat" if tag else "block", column))
         inner.shapes.append("")
-    return Frame("", f"× {times}" if times > 1 else "", "repeat", inner)
+    return Frame("", f"{TIMES} {times}" if times > 1 else "", "repeat", inner)
 
 
 def _layer(module: Module, reads: Mapping[int, str], several: bool) -> Column:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokdsl.commands.drawing.parts import Box, Form, Kind
+from tokdsl.commands.quantities import TIMES
 from tokdsl.graph.program import CallNode, LoopNode, Module, OpNode
 from tokdsl.graph.statics import Closure
 from tokdsl.ops.base import Op
@@ -18,16 +19,8 @@ USUAL = ("identity", "causal")
 LINES, LINE = 3, 30
 
 
-def quantity(number: float) -> str:
-    """Return a count with three digits and a unit: ``46.7 B``."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(number) >= limit:
-            return f"{number / limit:.3g} {unit}"
-    return f"{number:.3g}"
-
-
 def shape(kind: ValueType, several: bool = False) -> str:
-    """Return a shape as a reader writes it: ``T × 4096``.
+    """Return a shape as a reader writes it: length and width.
 
     Args:
         kind: the type of a value.
@@ -37,7 +30,7 @@ def shape(kind: ValueType, several: bool = False) -> str:
         return f"{kind.top.size} of {kind.experts.size}"
     if not isinstance(kind, TensorType):
         return ""
-    return " × ".join(_extent(axis, several) for axis in kind.axes)
+    return f" {TIMES} ".join(_extent(axis, several) for axis in kind.axes)
 
 
 def _extent(axis: Axis, several: bool) -> str:

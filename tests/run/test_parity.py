@@ -1,0 +1,215 @@
+"""The examples are the systems they name: they give a published implementation's numbers.
+
+`tests/fixtures/parity/<name>` holds tiny models with random weights that were run by the public
+`transformers` library (5.23.0, float32, eager attention): their weights, inputs and outputs, the
+loss, the norm and sum of every gradient, and 16 greedy tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tokdsl.driver import build
+from tokdsl.training.package import import_package
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = ROOT / "tests" / "fixtures" / "parity"
+LAYOUT = "huggingface"
+
+TINY = {"vocab": 160, "d": 48, "heads": 4}
+DECODER = {**TINY, "kv_heads": 2, "hidden": 96}
+SIZES: dict[str, dict[str, object]] = {
+    "llama": {**DECODER, "layers": 3, "theta": 10000.0, "eps": 1e-6},
+    "qwen3": {**DECODER, "layers": 2, "head_dim": 16},
+    "mixtral": {**DECODER, "layers": 3, "hidden": 64, "experts": 6},
+    "olmoe": {**TINY, "layers": 2, "hidden": 32, "experts": 8, "top": 3, "clip": 2.0},
+    "gemma3_text": {
+        **DECODER, "layers": 4, "head_dim": 16, "window": 8, "period": 3, "query_scalar": 20.0,
+    },
+    "deepseek_v3": {
+        **TINY, "layers": 3, "dense_layers": 1, "query_rank": 24, "latent": 16, "nope_dim": 16,
+        "rope_dim": 8, "hidden": 96, "expert_hidden": 32, "experts": 8, "top": 3, "groups": 4,
+        "keep": 2, "scaling": 1.7, "stretch": 1.0,
+    },
+    "bert": {**TINY, "layers": 2, "hidden": 96, "length": 128},
+    "vit": {"d": 48, "heads": 4, "layers": 2, "hidden": 96, "size": 32, "patch": 8, "classes": 10},
+}  # fmt: skip
+CAUSAL = ("llama", "qwen3", "mixtral", "olmoe", "gemma3_text", "deepseek_v3")
+#: those whose published code defines an auxiliary loss
+POOLED = ("mixtral", "olmoe")
+
+
+@dataclass
+class Case:
+    """One model built from its example, with the published weights, and what it must give."""
+
+    name: str
+    package: ModuleType
+
+    @cached_property
+    def checkpoint(self) -> Any:
+        """The package's reader and writer of weights."""
+        return importlib.import_module(f"{self.package.__name__}.checkpoint")
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The scalars of the reference."""
+        data: dict[str, Any] = json.loads((FIXTURES / self.name / "meta.json").read_text("utf-8"))
+        return data
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The inputs and outputs of the reference."""
+        return load_file(FIXTURES / self.name / "io.safetensors")
+
+    @property
+    def weights(self) -> Path:
+        """The file of the published weights."""
+        return FIXTURES / self.name / "weights.safetensors"
+
+    @cached_property
+    def model(self) -> Any:
+        """The emitted model with the published weights."""
+        model = self.package.Model()
+        self.checkpoint.load(model, self.weights, LAYOUT)
+        return model.eval()
+
+    def logits(self) -> Tensor:
+        """Return the main output on the reference's inputs."""
+        given = self.tensors
+        if self.name == "vit":
+            return self.model(given["in.pixel_values"]).image
+        ids = given["in.input_ids"]
+        if self.name == "bert":
+            valid = given["in.attention_mask"].bool()
+            return self.model(ids, torch.zeros_like(ids), valid).text
+        return self.model(ids).text
+
+    def published_gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of the parameters in the published layout."""
+        own = {name: torch.zeros_like(t) for name, t in self.model.state_dict().items()}
+        own |= {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        rows = self.checkpoint.LAYOUTS[LAYOUT].tensors(own)
+        return {name: self.checkpoint.whole(target) for name, target in rows}
+
+    def splits(self, *counts: int) -> Tensor:
+        """Return the logits of the reference's inputs, read in steps of so many tokens."""
+        state = self.model.new_state(batch=2)
+        prompt, *steps = self.tensors["in.input_ids"].split(counts, dim=1)
+        logits = [self.model.prefill(prompt, state)]
+        return torch.cat([*logits, *(self.model.step(ids, state) for ids in steps)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """Build each example once."""
+
+    @cache
+    def make(name: str) -> Case:
+        sizes = {key: str(value) for key, value in SIZES[name].items()}
+        folder = tmp_path_factory.mktemp(name)
+        built = build(ROOT / "examples" / f"{name}.tok", folder, sizes)
+        assert not [finding.message() for finding in built.report]
+        assert built.directory is not None
+        return Case(name, import_package(built.directory))
+
+    return make
+
+
+@pytest.fixture(params=list(SIZES))
+def case(request: pytest.FixtureRequest, made: Callable[[str], Case]) -> Case:
+    return made(request.param)
+
+
+@pytest.fixture(params=CAUSAL)
+def causal(request: pytest.FixtureRequest, made: Callable[[str], Case]) -> Case:
+    return made(request.param)
+
+
+def test_logits_are_the_published_ones(case: Case) -> None:
+    error = (case.logits() - case.tensors["out.logits"]).abs()
+    if case.name == "bert":
+        error = error[case.tensors["in.attention_mask"].bool()]
+    assert error.max() < 1e-5
+
+
+def test_loss_and_gradients_are_the_published_ones(case: Case) -> None:
+    case.model.zero_grad()
+    loss = reference_loss(case)
+    assert loss.item() == pytest.approx(case.meta.get("ce_loss", case.meta.get("loss")), abs=2e-6)
+    loss.backward()
+    found = case.published_gradients()
+    for name, (norm, total) in case.meta["grad_l2_sum"].items():
+        # a bias of keys has no effect on a softmax: its gradient is rounding alone
+        scale = max(norm, 1e-2)
+        assert found[name].norm().item() == pytest.approx(norm, abs=2e-5 * scale), name
+        assert found[name].sum().item() == pytest.approx(total, abs=2e-5 * scale), name
+
+
+def reference_loss(case: Case) -> Tensor:
+    """Return the loss of which the reference gives the gradient."""
+    if case.name == "vit":
+        return case.logits().square().mean()
+    ids = case.tensors["in.input_ids"]
+    if case.name == "bert":
+        valid = case.tensors["in.attention_mask"].bool()
+        labels = torch.where(valid, ids, -100)
+        return case.model.loss(ids, torch.zeros_like(ids), labels, valid).total
+    return case.model.loss(ids).terms["next_token"]
+
+
+def test_auxiliary_loss_is_the_published_one(case: Case) -> None:
+    assert (case.name in POOLED) == ("aux_loss" in case.meta)
+    if case.name in POOLED:
+        terms = case.model.loss(case.tensors["in.input_ids"]).terms
+        assert terms["switch_balance"].item() == pytest.approx(case.meta["aux_loss"], abs=1e-6)
+
+
+def test_weights_are_saved_as_they_were_published(case: Case, tmp_path: Path) -> None:
+    saved = tmp_path / "model.safetensors"
+    case.checkpoint.save(case.model, saved, LAYOUT)
+    found, published = load_file(saved), load_file(case.weights)
+    assert found.keys() == published.keys()
+    assert all(torch.equal(found[name], value) for name, value in published.items())
+
+
+def test_greedy_tokens_are_the_published_ones(causal: Case) -> None:
+    tokens = causal.tensors["in.prompt_ids"]
+    state = causal.model.new_state(batch=2)
+    logits = causal.model.prefill(tokens, state)
+    for _ in range(16):
+        chosen = logits[:, -1].argmax(-1, keepdim=True)
+        tokens = torch.cat((tokens, chosen), dim=1)
+        logits = causal.model.step(chosen, state)
+    assert torch.equal(tokens, causal.tensors["out.greedy"])
+
+
+@pytest.mark.parametrize("counts", [(24,), (1,) * 24, (5, 1, 7, 3, 8), (9, 9, 6), (1, 23)], ids=str)
+def test_steps_of_any_size_are_the_whole_pass(causal: Case, counts: tuple[int, ...]) -> None:
+    assert (causal.splits(*counts) - causal.tensors["out.logits"]).abs().max() < 1e-5
+
+
+def test_padding_on_the_left_changes_nothing(causal: Case) -> None:
+    ids = causal.tensors["in.input_ids"]
+    padding = torch.tensor([3, 0])
+    padded = torch.zeros(2, 27, dtype=torch.long)
+    valid = torch.zeros(2, 27, dtype=torch.bool)
+    for row, count in enumerate(padding.tolist()):
+        padded[row, count : count + 24] = ids[row]
+        valid[row, count : count + 24] = True
+    whole = causal.model(padded, valid).text
+    for row, count in enumerate(padding.tolist()):
+        error = whole[row, count : count + 24] - causal.tensors["out.logits"][row]
+        assert error.abs().max() < 1e-5

@@ -1,0 +1,96 @@
+"""Small parameters for a spec, so that its contract can be run in seconds.
+
+The shape of a model is what is tested, not its size: a parameter is divided by powers of two, so
+that what divided it still does, and a number of layers becomes two. Whether the result is still a
+model is decided by the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tokdsl.graph.program import LoopNode, Program
+from tokdsl.types.dims import Dim
+
+#: a model with fewer parameters is run as it is
+SMALL = 400_000
+#: with more than this, single parameters are made smaller one by one
+LARGE = 8_000_000
+#: how much the parameters of middle size, such as heads, are divided by; tried in order
+DIVISORS = (8, 4, 2, 1)
+#: sizes from here on are widths and vocabularies, below they are counts
+WIDTH = 128
+LEAST_WIDTH = 32
+
+Sizes = dict[str, int]
+#: returns the number of parameters of the model with these sizes, or None if it is none
+Count = Callable[[Sizes], float | None]
+
+
+def shrink(program: Program, parameters: float, count: Count) -> Sizes:
+    """Return parameter settings that make a model small.
+
+    Args:
+        program: the model at its real size.
+        parameters: how many numbers it has.
+        count: what the compiler says about settings.
+    """
+    if parameters <= SMALL:
+        return {}
+    numbers = {
+        name: value.number
+        for name, value in program.parameters.items()
+        if isinstance(value, Dim) and value.number is not None
+    }
+    best: Sizes = {}
+    size = parameters
+    for proposal in _proposals(program, numbers):
+        made = count(proposal)
+        if made is not None:
+            best, size = proposal, made
+            break
+    return _one_by_one(numbers, best, size, count)
+
+
+def _proposals(program: Program, numbers: Sizes) -> Iterator[Sizes]:
+    loops = {
+        len(node.modules)
+        for module in program.modules
+        for node in module.nodes
+        if isinstance(node, LoopNode)
+    }
+    layers = {name for name, n in numbers.items() if n in loops and n < WIDTH and "layer" in name}
+    layers |= {name for name, n in numbers.items() if n in loops and name in ("depth", "blocks")}
+    for deep in (2, None):
+        for divisor in DIVISORS:
+            for least in (LEAST_WIDTH, 2 * LEAST_WIDTH, 8 * LEAST_WIDTH):
+                made: Sizes = {}
+                for name, n in numbers.items():
+                    if name in layers:
+                        made[name] = n if deep is None else min(n, deep)
+                    elif n >= WIDTH:
+                        made[name] = _halved(n, least)
+                    elif n >= 16 and n % divisor == 0:
+                        made[name] = n // divisor
+                yield {name: n for name, n in made.items() if n != numbers[name]}
+
+
+def _halved(number: int, least: int) -> int:
+    while number % 2 == 0 and number // 2 >= least:
+        number //= 2
+    return number
+
+
+def _one_by_one(numbers: Sizes, best: Sizes, size: float, count: Count) -> Sizes:
+    """Halve single parameters while the model is large and that helps."""
+    for name in sorted(numbers, key=lambda n: -numbers[n]):
+        while size > LARGE:
+            now = best.get(name, numbers[name])
+            if now < 4 or now % 2:
+                break
+            proposal = {**best, name: now // 2}
+            made = count(proposal)
+            if made is None or made >= size:
+                break
+            best, size = proposal, made
+    return best
