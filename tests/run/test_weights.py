@@ -101,13 +101,13 @@ model mixed(d: int = 8, layers: int = 4, dense: int = 1, heads: int = 2) {
     "odd.{i}.norm" = if i % 2 == 1 { text.layers[i].rmsnorm.weight }
     "first.q" = text.layers[0].attention.q.weight
     "later.{i}.q" = text.layers[i + 1].attention.q.weight
-    "h.{i}.k" = interleave(text.layers[i].attention.k.weight; heads = heads, skip = 2)
+    "h.{i}.k" = text.layers[i].attention.k.weight
     "h.{i}.v1", "h.{i}.v2" = split(text.layers[i].attention.v.weight; dim = 0)
     "h.{i}.b" = text.layers[i].attention.v.bias
     "h.{i}.o" = text.layers[i].attention.o.weight
     "h.{i}.norm" = text.layers[i].rmsnorm_2.weight
-    "h.{i}.mlp" = fuse(text.layers[i].ffn.gate.weight, text.layers[i].ffn.up.weight,
-      transpose(text.layers[i].ffn.down.weight))
+    "h.{i}.gate" = interleave(text.layers[i].ffn.gate.weight; heads = 2, skip = 2)
+    "h.{i}.mlp" = fuse(text.layers[i].ffn.up.weight, transpose(text.layers[i].ffn.down.weight))
     "h.{i}.scores" = text.layers[i].mixture.r.scores.weight
     "h.{i}.bias" = text.layers[i].mixture.r.bias
     "h.{i}.{e}.all" = fuse(text.layers[i].mixture.expert.gate.weight[e],
@@ -142,11 +142,12 @@ def model(package: ModuleType) -> Any:
     return made
 
 
-def pairs(dense: Tensor, heads: int) -> Tensor:
-    """Return rows (h, 2, half) as (h, half, 2), written out one by one."""
-    width = dense.shape[0] // heads
-    order = [h * width + r * (width // 2) + j for h in range(heads) for j in range(width // 2) for r in (0, 1)]
-    return dense[order]
+def pairs(halves: Tensor, heads: int) -> Tensor:
+    """Return rows (heads, 2, half) as (heads, half, 2), written out one by one."""
+    width = halves.shape[0] // heads
+    half = width // 2
+    order = [h * width + r * half + j for h in range(heads) for j in range(half) for r in (0, 1)]
+    return halves[order]
 
 
 def published(own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -213,8 +214,8 @@ def test_published_layout_holds_what_the_clause_says(model: Any, tmp_path: Path)
 def test_skipped_channels_stay_and_conditions_choose(model: Any, tmp_path: Path) -> None:
     model.save(tmp_path / "a.safetensors", layout="other")
     found, own = load_file(tmp_path / "a.safetensors"), model.state_dict()
-    k = own["text.layers.2.attention.k.weight"]
-    assert torch.equal(found["h.2.k"], k[[0, 1, 2, 3, 4, 5, 6, 7]])
+    gate = own["text.layers.0.ffn.gate.weight"]
+    assert torch.equal(found["h.0.gate"], gate[[0, 1, 2, 4, 3, 5, 6, 7, 8, 10, 9, 11]])
     for i in range(4):
         name = f"even.{i // 2}.norm" if i % 2 == 0 else f"odd.{i}.norm"
         assert torch.equal(found[name], own[f"text.layers.{i}.rmsnorm.weight"])
@@ -351,7 +352,9 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_read(
 def test_a_layout_does_not_read_another(package: ModuleType, model: Any) -> None:
     error = failure(package, lambda: package.load(published(model.state_dict())))
     assert len(error.missing) == len(model.state_dict())
-    with pytest.raises(ValueError, match="unknown layout 'public'; there are own, published, other"):
+    with pytest.raises(
+        ValueError, match="unknown layout 'public'; there are own, published, other"
+    ):
         package.load({}, layout="public")
 
 

@@ -145,7 +145,8 @@ def _found(requirement: Requirement, value: float) -> str:
     assert requirement.bound is not None
     over = value - requirement.bound
     if requirement.operator in ("<", "<=") and requirement.bound > 0:
-        return f"it is {text}, {100 * over / requirement.bound:.3g} % too much"
+        share = 100 * over / requirement.bound
+        return f"it is {text}, {share:.3g} % too much" if share < 1000 else f"it is {text}"
     return f"it is {text}"
 
 

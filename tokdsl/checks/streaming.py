@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokdsl.checks.causality import final, root_of
+from tokdsl.checks.causality import NotCausal, final, root_of
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.reach import of_flow
 from tokdsl.checks.timing import varying
@@ -75,8 +75,12 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     wanted = next((r for r in program.requirements if r.fact == "streaming"), None)
     if wanted is None:
         return
+    # what reads later tokens is reported as such
+    known = {found.span for found in report if isinstance(found, NotCausal)}
     for node in blockers:
         span = _user_span(program, node)
+        if span in known:
+            continue
         labels: tuple[Label, ...] = (Label(wanted.span, "required here"),)
         if span != node.span:
             labels = (*labels, Label(node.span, "here, in the library"))

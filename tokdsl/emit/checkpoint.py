@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from tokdsl.emit.classes import where
@@ -11,6 +12,7 @@ from tokdsl.emit.wrap import WIDTH
 from tokdsl.lower.plan import Code, LayoutLoop, LayoutPlan, LayoutRow, Plan
 
 INDENT = 4
+_CHAIN = re.compile(r"(?<=[\])])\.")
 
 
 def checkpoint(plan: Plan, header: str) -> str:
@@ -81,8 +83,12 @@ def _argument(code: Code, indent: int) -> list[str]:
     """Return the lines of one argument with its comma."""
     pad = " " * indent
     flat = _flat(code)
-    if isinstance(code, str) or len(pad) + len(flat) + 1 <= WIDTH:
+    if len(pad) + len(flat) + 1 <= WIDTH:
         return [f"{pad}{flat},"]
+    if isinstance(code, str):
+        # a chain of views, one to a line
+        parts = _CHAIN.split(f"{flat},")
+        return [pad + parts[0], *(f"{pad}.{part}" for part in parts[1:])]
     head, *arguments = code
     inner = ", ".join(_flat(argument) for argument in arguments)
     if indent + 4 + len(inner) <= WIDTH:

@@ -27,7 +27,8 @@ class Statements(Definitions):
     def run_body(self, frame: Frame, body: tree.Body) -> object:
         """Evaluate the statements of a body; return the value of the last one.
 
-        Every statement is read even after one that failed, so that all findings are reported.
+        Every statement is read even after one that failed, so that all findings are reported, but
+        not after a `require` that does not hold.
 
         Raises:
             Poison: at the end, if a statement failed.
@@ -42,6 +43,8 @@ class Statements(Definitions):
             except Poison:
                 failed = True
                 self._poison(frame, statement)
+                if isinstance(statement, tree.Require):
+                    break  # what follows relies on it
         if failed:
             raise Poison
         return result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 #: arguments by name of the initialiser
 INITIALISERS: dict[str, tuple[str, ...]] = {
     "zeros": (),
@@ -39,7 +41,8 @@ def statement(text: str, tensor: str, fan_in: int) -> str:
     if name == "uniform":
         return f"nn.init.uniform_({tensor}, {given['low']!r}, {given['high']!r})"
     if name == "log_uniform":
-        return f"{tensor}.log_uniform_({given['low']!r}, {given['high']!r})"
+        low, high = math.log(given["low"]), math.log(given["high"])
+        return f"nn.init.uniform_({tensor}.data, {low:.6g}, {high:.6g}).exp_()"
     scale = given.get("scale", 1.0) * fan_in**-0.5
     if name == "fan_in_normal":
         return f"nn.init.normal_({tensor}, std={scale:.6g})"
