@@ -11,7 +11,8 @@
 ```` ```python from=a.py ````  an excerpt of a file, which must hold it
 
 In output and excerpts ``...`` stands for anything: alone on a line for any number of lines, inside
-a line for any text. Other languages (``text``, ``sh``) are not run.
+a line for any text. Other languages (``text``, ``sh``) are not run. ``--update-golden`` rewrites
+output that has no such dots.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ class Block:
     Args:
         words: what follows the language, such as ``file=a.tok``.
         line: of its first line of content in the page.
+        start: offset of its content in the page.
     """
 
     language: str
     words: tuple[str, ...]
     text: str
     line: int
+    start: int = 0
 
     def value(self, key: str) -> str | None:
         """Return what follows ``key=`` after the language."""
@@ -63,7 +66,7 @@ def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text("utf-8")
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start()) + 2
-        yield Block(match[1], tuple(match[2].split()), match[3], line)
+        yield Block(match[1], tuple(match[2].split()), match[3], line, match.start(3))
 
 
 @dataclass
@@ -72,9 +75,11 @@ class Reader:
 
     Args:
         folder: where files are written and commands run.
+        is_editor: whether output that differs is corrected in the page.
     """
 
     folder: Path
+    is_editor: bool = False
     names: dict[str, object] = field(default_factory=dict)
     printed: str = ""
 
@@ -85,25 +90,41 @@ class Reader:
             Mismatch: at the first block that does not do what the page says.
         """
         self._install()
+        new, done = "", 0
+        old = page.read_text("utf-8")
         with self._at_home():
             for block in blocks(page):
                 try:
-                    self._run(block)
+                    text = self._run(block)
                 except Mismatch as error:
                     raise Mismatch(f"{page}:{block.line}: {error}") from None
+                new += old[done : block.start] + text
+                done = block.start + len(block.text)
+        new += old[done:]
+        if new != old:
+            page.write_text(new, "utf-8")
 
-    def _run(self, block: Block) -> None:
+    def _run(self, block: Block) -> str:
+        """Run a block and return what it should hold."""
         match block.language:
             case "tok":
                 self._spec(block)
             case "console":
-                self._console(block)
+                return self._console(block)
             case "output":
-                require(block.text, self.printed)
+                return self._compare(block.text, self.printed)
             case "python" if name := block.value("from"):
                 require(f"...\n{block.text}...\n", (self.folder / name).read_text("utf-8"))
             case "python":
                 self._python(block)
+        return block.text
+
+    def _compare(self, expected: str, actual: str) -> str:
+        """Return what a page should show for this output."""
+        if self.is_editor and "..." not in expected:
+            return "".join(f"{line.rstrip()}\n" for line in actual.rstrip("\n").splitlines())
+        require(expected, actual)
+        return expected
 
     # ----------------------------------------------------------------- surroundings
 
@@ -161,7 +182,8 @@ class Reader:
         if complaints:
             raise Mismatch("\n".join(["the spec has other findings", *complaints]))
 
-    def _console(self, block: Block) -> None:
+    def _console(self, block: Block) -> str:
+        text = ""
         pairs = commands(block.text)
         for number, (command, expected) in enumerate(pairs, 1):
             done = subprocess.run(
@@ -177,8 +199,10 @@ class Reader:
             is_failing = "fails" in block.words and number == len(pairs)
             if (done.returncode != 0) != is_failing:
                 raise Mismatch(f"`{command}` ended with {done.returncode}:\n{done.stdout}")
+            text += f"$ {command}\n"
             if expected:
-                require(expected, done.stdout)
+                text += self._compare(expected, done.stdout)
+        return text
 
     def _python(self, block: Block) -> None:
         printed = io.StringIO()

@@ -96,9 +96,7 @@ def _model(plan: Plan, source_name: str) -> str:
         "clocks": _clocks(plan),
         "clock_lines": _clock_lines(plan),
         "aux": plan.aux,
-        "arguments": ", ".join(
-            [*(i.name for i in plan.inputs), *(c["valid"] for c in _clocks(plan))]
-        ),
+        "arguments": _forward_arguments(plan),
         "aux_lists": ", ".join("[]" for _ in plan.aux),
         "objective": _objective_lines(plan),
         "has_objective": bool(plan.objective_result),
@@ -130,6 +128,12 @@ def _clocks(plan: Plan) -> list[dict[str, str]]:
                 }
             )
     return found
+
+
+def _forward_arguments(plan: Plan) -> str:
+    """Return what the objective gives to ``forward``."""
+    names = [i.name for i in plan.inputs if not i.is_label]
+    return ", ".join([*names, *(c["valid"] for c in _clocks(plan))])
 
 
 def _clock_lines(plan: Plan) -> list[str]:

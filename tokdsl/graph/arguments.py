@@ -72,7 +72,7 @@ class Arguments(Expressions):
                 return local.value if isinstance(local.value, str) else None
             takes = INITIALISERS.get(head.id)
             if takes is not None:
-                return self._initialiser_text(frame, head.id, takes, call)
+                return self._initialiser_text(frame, head.id, takes, node)
         raise self.fail(
             frame,
             "argument-type",
@@ -82,8 +82,11 @@ class Arguments(Expressions):
         )
 
     def _initialiser_text(
-        self, frame: Frame, name: str, takes: tuple[str, ...], call: tree.Call | None
+        self, frame: Frame, name: str, takes: tuple[str, ...], node: tree.Expression
     ) -> str:
+        from tokdsl.ops.initialisers import BARE
+
+        call = node if isinstance(node, tree.Call) else None
         given: list[str] = []
         for i, argument in enumerate(call.operands if call is not None else ()):
             label = argument.name or (takes[i] if i < len(takes) else "")
@@ -95,7 +98,15 @@ class Arguments(Expressions):
                 raise self.fail(
                     frame, "argument-type", argument.span, f"`{label}` must be a number"
                 )
+            if name == "log_uniform" and number is not None and number <= 0:
+                raise self.fail(
+                    frame, "argument-type", argument.span, f"`{label}` must be above 0"
+                )
             given.append(f"{label}={number!r}")
+        if name in BARE and len(given) < len(takes):
+            raise self.fail(
+                frame, "missing-argument", node.span, f"`{name}` needs {' and '.join(takes)}"
+            )
         return f"{name}({', '.join(given)})"
 
     def _axis(self, frame: Frame, node: tree.Expression) -> AxisRef:

@@ -16,6 +16,8 @@ INITIALISERS: dict[str, tuple[str, ...]] = {
     "fan_in_uniform": ("scale",),
     "log_uniform": ("low", "high"),
 }
+#: those whose arguments have no default
+BARE = ("constant", "uniform", "log_uniform")
 
 
 def split(text: str) -> tuple[str, dict[str, float]]:

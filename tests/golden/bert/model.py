@@ -241,7 +241,7 @@ class Model(nn.Module):
 
         Shape: labels (B, T)
         """
-        output = self(ids, types, labels, valid)
+        output = self(ids, types, valid)
         masked_token = cross_entropy(output.text, labels)  # scalar  losses.tok:11
         total = masked_token
         return Loss(

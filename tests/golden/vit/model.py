@@ -234,7 +234,7 @@ class Model(nn.Module):
 
         Shape: label (B)
         """
-        output = self(pixels, label)
+        output = self(pixels)
         classification = cross_entropy(output.image, label)  # scalar  losses.tok:16
         total = classification
         return Loss(

@@ -47,7 +47,12 @@ def test_equations_are_aligned() -> None:
 def test_round_brackets_only_where_needed() -> None:
     text = "fn f(x) {\n (a + (b * c)) - (d - e)\n ((a) ** (b)) ** c\n (-a) ** b\n not (a and b)\n}"
     assert formatted(text) == lines(
-        "fn f(x) {", "  a + b * c - (d - e)", "  (a ** b) ** c", "  (-a) ** b", "  not (a and b)", "}"
+        "fn f(x) {",
+        "  a + b * c - (d - e)",
+        "  (a ** b) ** c",
+        "  (-a) ** b",
+        "  not (a and b)",
+        "}",
     )
 
 
@@ -147,7 +152,7 @@ def test_comments_in_odd_places_are_kept(text: str) -> None:
 
 
 def test_numbers_and_strings_stay_as_written() -> None:
-    text = lines("fn f(x) {", "  a(1e6, 1_000, 13B, 0x, 'b', \"c\", \"\\u00e9\")", "}")
+    text = lines("fn f(x) {", '  a(1e6, 1_000, 13B, 0x, \'b\', "c", "\\u00e9")', "}")
     text = text.replace("0x, ", "")
     assert formatted(text) == text
 

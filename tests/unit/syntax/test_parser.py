@@ -158,7 +158,8 @@ def test_two_statements(text: str) -> None:
 def test_definition() -> None:
     (item,) = module(
         "# what it is\n#  - indented\n"
-        "router r(x: [*, d], m: i64[S] = none; n, top: int = 2, k: list[block]) -> ([*, d], [*]) { x }"
+        "router r(x: [*, d], m: i64[S] = none; n, top: int = 2, k: list[block]) "
+        "-> ([*, d], [*]) { x }"
     ).items
     assert isinstance(item, tree.Definition)
     assert (item.kind, item.name, item.name_span.text) == ("router", "r", "r")

@@ -146,7 +146,9 @@ def test_independent_mistakes_are_all_reported() -> None:
 
 
 def test_the_rest_of_a_broken_item_keeps_its_tree() -> None:
-    text = "model m {\n  stage t(ids: [T]) {\n    a()\n    b c d\n    e(f = )\n  }\n  objective g\n}"
+    text = (
+        "model m {\n  stage t(ids: [T]) {\n    a()\n    b c d\n    e(f = )\n  }\n  objective g\n}"
+    )
     module, found = parse(SourceFile("t.tok", text))
     assert len(found) == 2
     kinds = [type(node).__name__ for node in walk(module)]

@@ -151,15 +151,17 @@ def test_statements_as_texts(text: str) -> None:
         ),
         (
             "- model: m\n  body:\n  - embed(d)",
-            "3:5 TOK114 a step cannot stand directly in a model: "
-            "expected in a stage or definition",
+            "3:5 TOK114 a step cannot stand directly in a model: expected in a stage or definition",
         ),
         (
             "- model: m\n  body:\n  - repeat: 4\n    body: [a]",
             "3:5 TOK114 `repeat` cannot stand directly in a model: "
             "expected in a stage or definition",
         ),
-        ("- fn: f\n  result: '[*, d'\n  body: []", "2:12 TOK104 unclosed `[`: expected a matching `]`"),
+        (
+            "- fn: f\n  result: '[*, d'\n  body: []",
+            "2:12 TOK104 unclosed `[`: expected a matching `]`",
+        ),
         ("a\ufffd", "1:2 TOK111 the text is not valid UTF-8 (in 1 place)"),
     ],
 )
