@@ -3,7 +3,7 @@
 ```` ```tok ````               a whole spec, checked: no findings but those its comments announce
                            (``# error: [name]``, see `tests.language.literate`)
 ```` ```tok file=a.tok ````    the same, and written to that file
-```` ```tok file=a.tok wrong ````   written without being checked: a console block shows what happens
+```` ```tok file=a.tok wrong ````   written, not checked: a console block shows the rest
 ```` ```console ````           lines after ``$`` are commands, the lines below are what they print
 ```` ```console fails ````     the same, and the last command ends with an error
 ```` ```python ````            runs in one namespace per page, in the folder of the page

@@ -72,7 +72,10 @@ from tokdsl.syntax.parser import parse
          "(write `else if`)"),
         ("repeat 4\n  a\n}\nb", "2:8 TOK118 expected `{` before the lines of the block"),
         ("- " * 300 + "x", "2:391 TOK109 nested too deeply: expected at most 200 levels"),
-        ("(" * 300 + "x" + ")" * 300, "2:100 TOK109 nested too deeply: expected at most 200 levels"),
+        (
+            "(" * 300 + "x" + ")" * 300,
+            "2:100 TOK109 nested too deeply: expected at most 200 levels",
+        ),
     ],
 )  # fmt: skip
 def test_mistake_in_a_body(body: str, expected: str) -> None:
@@ -162,11 +165,21 @@ def test_a_misspelled_word_is_read_as_what_was_meant() -> None:
     assert "Definition" in kinds and "Residual" in kinds
 
 
-def test_fixes_repair_the_text() -> None:
-    for text in ("fn f() { g(a b) }", "fn f() { g(a)) }", "blok f() { g }", "fn f() { a = 1 b = 2 }",
-                 "fn f()\n  a\n}", 'fn f() { a = "b\n}'):  # fmt: skip
-        (finding,) = parse(SourceFile("t.tok", text))[1]
-        assert finding.fix is not None
-        (edit,) = finding.fix.edits
-        repaired = text[: edit.span.start] + edit.text + text[edit.span.end :]
-        assert findings(repaired) == []
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fn f() { g(a b) }",
+        "fn f() { g(a)) }",
+        "blok f() { g }",
+        "fn f() { a = 1 b = 2 }",
+        "fn f()\n  a\n}",
+        'fn f() { a = "b\n}',
+        "fn f() { g(a }",
+    ],
+)
+def test_fixes_repair_the_text(text: str) -> None:
+    (finding,) = parse(SourceFile("t.tok", text))[1]
+    assert finding.fix is not None
+    (edit,) = finding.fix.edits
+    repaired = text[: edit.span.start] + edit.text + text[edit.span.end :]
+    assert findings(repaired) == []
