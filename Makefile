@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check golden docs wheel-test bench bench-gpu clean
+.PHONY: help demo test test-all check golden docs wheel-test bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,9 @@ docs: $(READY) ## write the reference pages from the code
 wheel-test: $(READY) ## build sdist and wheel, install the wheel alone, use it from another folder
 	PYTHON=$(BIN)/python .ci/wheel-test
 
-bench: $(READY) ## time the built models and kernels on this machine's CPU
-	$(BIN)/python -m tests.bench --device cpu
-
-bench-gpu: $(READY) ## time the built models and kernels on the GPU
-	$(BIN)/python -m tests.bench --device cuda
+bench: $(READY) ## time checking, and the built models beside their peers, on this machine's CPU
+	$(BIN)/python -m benchmarks.checking
+	$(BIN)/python -m benchmarks.peers
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -75,17 +75,22 @@ def cases(sizes: Sizes) -> dict[str, Case]:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    ours = {"vocab": sizes.vocab, "d": 512, "layers": sizes.layers, "heads": 8, "kv_heads": 4}
+    ours = {"vocab": sizes.vocab, "d": 512, "layers": sizes.layers, "heads": 8}
 
     def mixture(name: str, kind: str, experts: int, top: int, hidden: int) -> Case:
         count = "num_local_experts" if kind == "mixtral" else "num_experts"
         chosen = {count: experts, "num_experts_per_tok": top, "intermediate_size": hidden}
+        same = {"experts": experts, "top": top, "hidden": hidden}
+        if kind == "olmoe":  # every query head has its own key/value head
+            chosen |= {"num_key_value_heads": 8}
+        else:
+            same |= {"kv_heads": 4}
         return Case(
             name=name,
             peer_type=kind,
             peer=peer | chosen | {"output_router_logits": True},
             spec=f"examples/{kind}.tok",
-            ours=ours | {"experts": experts, "top": top, "hidden": hidden},
+            ours=ours | same,
             sparse=True,
         )
 
@@ -94,7 +99,7 @@ def cases(sizes: Sizes) -> dict[str, Case]:
         peer_type="llama",
         peer=peer | {"intermediate_size": 1408},
         spec="examples/llama.tok",
-        ours=ours | {"hidden": 1408},
+        ours=ours | {"hidden": 1408, "kv_heads": 4},
     )
     found = (
         dense,

@@ -114,7 +114,8 @@ class Reader:
             case "output":
                 return self._compare(block.text, self.printed)
             case "python" if name := block.value("from"):
-                require(f"...\n{block.text}...\n", (self.folder / name).read_text("utf-8"))
+                if not matches(f"...\n{block.text}...\n", (self.folder / name).read_text("utf-8")):
+                    raise Mismatch(f"{name} does not hold\n{block.text}")
             case "python":
                 self._python(block)
         return block.text
@@ -234,11 +235,16 @@ def require(expected: str, actual: str) -> None:
     Raises:
         Mismatch: they differ.
     """
+    if not matches(expected, actual):
+        raise Mismatch(f"the page shows\n{expected}\nbut there is\n{actual}")
+
+
+def matches(expected: str, actual: str) -> bool:
+    """Whether a text is what a page shows, in which dots stand for anything."""
     lines = [line.rstrip() for line in expected.rstrip("\n").splitlines()]
     pattern = "".join(_line_pattern(line) for line in lines)
     found = "".join(f"{line.rstrip()}\n" for line in actual.rstrip("\n").splitlines())
-    if not re.fullmatch(pattern, found):
-        raise Mismatch(f"the page shows\n{expected}\nbut there is\n{actual}")
+    return re.fullmatch(pattern, found) is not None
 
 
 def _line_pattern(line: str) -> str:

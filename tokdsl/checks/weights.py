@@ -330,7 +330,7 @@ def _read(
     """Return a clause's layout, and whether all its rules could be read."""
     reader = RuleReader(nested(table), constants)
     layout = Layout(clause.name, _header(clause.span))
-    aliases: list[tuple[Pattern, tree.Call]] = []
+    aliases: list[tuple[Pattern, Pattern]] = []
     sound = True
     for node in clause.rules:
         try:
@@ -338,16 +338,17 @@ def _read(
             if isinstance(node.value, tree.Name) and node.value.id == "ignore":
                 layout.ignored.extend(published)
             elif isinstance(node.value, tree.Call) and _is_tied(node.value):
-                aliases += [(alias, node.value) for alias in published]
+                other = _tied_name(node.value, constants)
+                aliases += [(alias, other) for alias in published]
             else:
                 layout.rules.append(reader.rule(node, published))
         except RuleFault as fault:
             sound = False
             _report(fault, report)
     if sound:
-        for alias, call in aliases:
+        for alias, other in aliases:
             try:
-                layout.tied.append(_tied(layout, alias, call, constants))
+                layout.tied.append(_tied(layout, alias, other))
             except RuleFault as fault:
                 sound = False
                 _report(fault, report)
@@ -365,30 +366,45 @@ def _is_tied(node: tree.Call) -> bool:
     return isinstance(node.function, tree.Name) and node.function.id == "tied"
 
 
-def _tied(layout: Layout, alias: Pattern, call: tree.Call, constants: Mapping[str, int]) -> Tied:
+def _tied_name(call: tree.Call, constants: Mapping[str, int]) -> Pattern:
+    """Return the published name that a call of `tied` gives.
+
+    Raises:
+        RuleFault: it gives none.
+    """
+    given = [*call.operands, *call.statics]
+    value = given[0].value if len(given) == 1 else None
+    if not isinstance(value, tree.String):
+        raise RuleFault("weight-rule", "`tied` takes one published name in quotes", call.span)
+    return pattern(value, constants)
+
+
+def _tied(layout: Layout, alias: Pattern, other: Pattern) -> Tied:
     """Return an alias and the published name that it repeats.
 
     Raises:
         RuleFault: no rule gives that name.
     """
-    given = [a.value for a in (*call.operands, *call.statics) if a.name is None]
-    if len(given) != 1 or not isinstance(given[0], tree.String):
-        raise RuleFault("weight-rule", "`tied` takes one published name in quotes", call.span)
-    other = pattern(given[0], constants)
     known = {p: rule for rule in layout.rules for p in rule.published}
     rule = next((r for p, r in known.items() if p.parts == other.parts), None)
     if rule is None:
         concrete = {name for r in layout.rules for name, _ in published_names(r)}
         if other.variables or other.name({}) not in concrete:
+            name = _text(other)
             raise RuleFault(
                 "weight-rule",
-                f"no rule gives the published name `{given[0].value}`",
-                given[0].span,
-                did_you_mean(given[0].value, [p.span.text.strip("\"'") for p in known]),
+                f"no rule gives the published name `{name}`",
+                other.span,
+                did_you_mean(name, [_text(p) for p in known]),
             )
     if set(alias.variables) != set(other.variables):
         raise RuleFault("weight-rule", "both names need the same indices", alias.span)
     return Tied(alias, other, rule)
+
+
+def _text(given: Pattern) -> str:
+    """Return a published name as it is written."""
+    return given.span.text.strip("\"'")
 
 
 # --------------------------------------------------------------------------- whole clauses

@@ -178,12 +178,12 @@ class Embedding(Op):
 
 @op("weight")
 class Weight(Op):
-    """A parameter as a value: ``scale = weight(d; init = ones)``.
+    """A parameter as a value: ``scale = weight(d; init = ones)``; without axes a single number.
 
     Shape: -> [axes].   Gradient: smooth.
     """
 
-    axes: tuple[NewAxis, ...]
+    axes: tuple[NewAxis, ...] = ()
     init: Init | None = None
     dtype: str = "float"
     groups: Companion | None = None
@@ -210,7 +210,7 @@ class Buffer(Op):
     Shape: -> [axes].   Gradient: none.
     """
 
-    axes: tuple[NewAxis, ...]
+    axes: tuple[NewAxis, ...] = ()
     init: Init | None = None
     saved: bool = True
     dtype: str = "float"

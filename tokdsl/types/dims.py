@@ -32,6 +32,8 @@ class Residue:
         return combine(self.operator, self.left.substitute(numbers), self.right.substitute(numbers))
 
 
+#: whole wherever possible: fractions are slow
+Coefficient = int | Fraction
 Monomial = tuple[tuple[str | Residue, int], ...]
 
 
@@ -43,7 +45,7 @@ def _key(atom: str | Residue) -> str:
 class Dim:
     """A polynomial: ``terms`` maps monomials to non-zero coefficients, sorted."""
 
-    terms: tuple[tuple[Monomial, Fraction], ...]
+    terms: tuple[tuple[Monomial, Coefficient], ...]
 
     @staticmethod
     def of(value: int | Fraction | str | Residue | Dim) -> Dim:
@@ -51,8 +53,8 @@ class Dim:
         if isinstance(value, Dim):
             return value
         if isinstance(value, (str, Residue)):
-            return Dim(((((value, 1),), Fraction(1)),))
-        return Dim((((), Fraction(value)),)) if value else Dim(())
+            return Dim(((((value, 1),), 1),))
+        return Dim((((), value),)) if value else Dim(())
 
     @property
     def number(self) -> int | None:
@@ -61,6 +63,8 @@ class Dim:
             return 0
         if len(self.terms) == 1 and not self.terms[0][0]:
             coefficient = self.terms[0][1]
+            if isinstance(coefficient, int):
+                return coefficient
             return int(coefficient) if coefficient.denominator == 1 else None
         return None
 
@@ -112,7 +116,7 @@ class Dim:
     def __add__(self, other: Dim | int) -> Dim:
         sums = dict(self.terms)
         for monomial, coefficient in Dim.of(other).terms:
-            sums[monomial] = sums.get(monomial, Fraction(0)) + coefficient
+            sums[monomial] = sums.get(monomial, 0) + coefficient
         return _dim(sums)
 
     __radd__ = __add__
@@ -128,11 +132,14 @@ class Dim:
 
     def __mul__(self, other: Dim | int | Fraction) -> Dim:
         other = Dim.of(other)
-        products: dict[Monomial, Fraction] = {}
+        if len(self.terms) == 1 == len(other.terms):
+            (first, a), (second, b) = self.terms[0], other.terms[0]
+            return Dim(((_multiply(first, second), a * b),))
+        products: dict[Monomial, Coefficient] = {}
         for first, a in self.terms:
             for second, b in other.terms:
                 monomial = _multiply(first, second)
-                products[monomial] = products.get(monomial, Fraction(0)) + a * b
+                products[monomial] = products.get(monomial, 0) + a * b
         return _dim(products)
 
     __rmul__ = __mul__
@@ -165,7 +172,7 @@ def _multiply(first: Monomial, second: Monomial) -> Monomial:
     return tuple(sorted(powers.items(), key=lambda item: _key(item[0])))
 
 
-def _dim(terms: dict[Monomial, Fraction]) -> Dim:
+def _dim(terms: dict[Monomial, Coefficient]) -> Dim:
     kept = [(monomial, c) for monomial, c in terms.items() if c]
     if len(kept) > 1:
         kept.sort(key=lambda t: (-sum(p for _, p in t[0]), [_key(a) for a, _ in t[0]]))
@@ -220,7 +227,7 @@ def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
     if len(right.terms) != 1:
         return None
     divisor, scale = right.terms[0]
-    terms: dict[Monomial, Fraction] = {}
+    terms: dict[Monomial, Coefficient] = {}
     for monomial, coefficient in left.terms:
         powers = dict(monomial)
         for atom, power in divisor:
@@ -229,8 +236,9 @@ def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
             powers[atom] -= power
             if not powers[atom]:
                 del powers[atom]
-        quotient = coefficient / scale
+        quotient = Fraction(coefficient) / scale
         if quotient.denominator != 1:
             return None
-        terms[tuple(sorted(powers.items(), key=lambda item: _key(item[0])))] = quotient
+        whole = int(quotient)
+        terms[tuple(sorted(powers.items(), key=lambda item: _key(item[0])))] = whole
     return _dim(terms)

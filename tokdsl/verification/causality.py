@@ -127,7 +127,7 @@ def _mark(
     value: float,
 ) -> bool:
     """Put a number, or a class whose vector will be made of it, behind each probe."""
-    tensor, axis = batch[given.name], subject.axis(given) - 1
+    tensor, axis = batch[given.name], subject.axis(given) - 1  # the tensor is the batch's own
     if given.classes is not None:
         classes = given.classes.number or 0
         tables = [
@@ -135,11 +135,11 @@ def _mark(
             for module in modules_of(subject.model, nn.Embedding)
             if isinstance(module.weight, Tensor) and module.weight.shape[0] == classes
         ]
-        unused = set(range(classes)) - set(tensor.flatten().tolist())
-        if not tables or not unused:
+        if not tables or classes < 2:
             return False
-        value = max(unused)
-        marks += [(table, int(value)) for table in tables]
+        value = classes - 1
+        tensor[tensor == value] = 0
+        marks += [(table, classes - 1) for table in tables]
     elif not tensor.is_floating_point():
         return False
     for row, t in enumerate(at, start=1):
@@ -218,7 +218,7 @@ def _padded_loss(
 
 def _loss(subject: Subject, inputs: Inputs, mask: dict[str, Tensor]) -> tuple[float, list[Tensor]]:
     parameters = list(subject.model.parameters())
-    total = subject.model.loss(**inputs, **mask).total
+    total = subject.loss(inputs, **mask)
     found = torch.autograd.grad(total, parameters, allow_unused=True)
     return float(total.detach()), [
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)

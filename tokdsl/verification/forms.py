@@ -36,7 +36,7 @@ def check_round_trip(subject: Subject) -> list[CheckResult]:
 
 
 def _run(subject: Subject, model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    output = model(**inputs)
+    output = model(**subject.taken(dict(inputs)))
     return {s.name: getattr(output, s.name) for s in subject.program.stages}
 
 
@@ -111,7 +111,7 @@ def check_autocast(subject: Subject) -> list[CheckResult]:
     found = [bounded("forms", "autocast forward", value, MIXED, "relative distance")]
     if subject.has_objective:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = subject.model.loss(**inputs).total
+            loss = subject.loss(inputs)
         gradients = torch.autograd.grad(loss, list(subject.model.parameters()), allow_unused=True)
         finite = all(bool(g.isfinite().all()) for g in gradients if g is not None)
         verdict = passed if finite else failed
@@ -130,7 +130,7 @@ def check_compile(subject: Subject) -> list[CheckResult]:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            output = compiled(**inputs)
+            output = compiled(**subject.taken(inputs))
             full = subject.run(inputs)
     except Exception as error:  # torch raises many kinds; each means that there is a break
         first = str(error).strip().split("\n", 1)[0]

@@ -38,7 +38,7 @@ def _gradients(subject: Subject) -> dict[str, Tensor]:
     named = dict(subject.model.named_parameters())
     totals = {name: torch.zeros_like(p) for name, p in named.items()}
     for _ in range(ROUNDS):
-        loss = subject.model.loss(**subject.inputs(BATCH, subject.length)).total
+        loss = subject.loss(subject.inputs(BATCH, subject.length))
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, found, strict=True):
             if gradient is not None:

@@ -17,6 +17,8 @@ from tokdsl.verification.subject import Subject
 FLOPS_LOW, FLOPS_HIGH = 0.5, 1.1
 #: lengths between which the growth of caches is measured: a cache is a power of two long
 FIRST, SECOND = 64, 128
+#: tokens per step while it is measured: a window keeps room for the longest step
+PIECE = 8
 
 
 def check_facts(subject: Subject) -> list[CheckResult]:
@@ -114,8 +116,17 @@ def _cache(subject: Subject) -> list[CheckResult]:
     fixed = sizes[0] - per_token * FIRST
     return [
         _exactly("cache per token", per_token, numbers.get("cache_per_token"), "bytes"),
-        _exactly("state", fixed, numbers.get("state_bytes"), "bytes"),
+        _at_least("state", fixed, numbers.get("state_bytes")),
     ]
+
+
+def _at_least(name: str, measured: float, said: float | None) -> CheckResult:
+    """A window has room before its oldest tokens are moved out, so more may be held."""
+    if said is None:
+        return skipped("facts", name, "the analysis gives no number")
+    room = " with room to move" if measured > said else ""
+    text = f"{counted(measured)} bytes held{room}, {counted(said)} by analysis"
+    return (passed if measured >= said else failed)("facts", name, text, measured)
 
 
 def _state_bytes(subject: Subject, length: int) -> float:
@@ -123,5 +134,6 @@ def _state_bytes(subject: Subject, length: int) -> float:
     inputs = subject.inputs(1, length)
     inputs = {n: t.to(torch.bfloat16) if t.is_floating_point() else t for n, t in inputs.items()}
     state: Any = subject.model.new_state(1)
-    advance(subject, state, inputs, 0, length)
+    for start in range(0, length, PIECE):
+        advance(subject, state, inputs, start, min(length, start + PIECE))
     return float(state.bytes())

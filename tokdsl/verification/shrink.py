@@ -21,6 +21,8 @@ DIVISORS = (8, 4, 2, 1)
 #: sizes from here on are widths and vocabularies, below they are counts
 WIDTH = 128
 LEAST_WIDTH = 32
+#: single parameters are not made smaller than this
+FLOOR = 16
 
 Sizes = dict[str, int]
 #: returns the number of parameters of the model with these sizes, or None if it is none
@@ -53,15 +55,8 @@ def shrink(program: Program, parameters: float, count: Count) -> Sizes:
 
 
 def _proposals(program: Program, numbers: Sizes) -> Iterator[Sizes]:
-    loops = {
-        len(node.modules)
-        for module in program.modules
-        for node in module.nodes
-        if isinstance(node, LoopNode)
-    }
-    layers = {name for name, n in numbers.items() if n in loops and n < WIDTH and "layer" in name}
-    layers |= {name for name, n in numbers.items() if n in loops and name in ("depth", "blocks")}
-    for deep in (2, None):
+    layers = _layer_counts(program, numbers)
+    for deep in (2, 4, 6, None):
         for divisor in DIVISORS:
             for least in (LEAST_WIDTH, 2 * LEAST_WIDTH, 8 * LEAST_WIDTH):
                 made: Sizes = {}
@@ -75,6 +70,18 @@ def _proposals(program: Program, numbers: Sizes) -> Iterator[Sizes]:
                 yield {name: n for name, n in made.items() if n != numbers[name]}
 
 
+def _layer_counts(program: Program, numbers: Sizes) -> set[str]:
+    """Return the parameters that say how often something is repeated."""
+    loops = {
+        len(node.modules)
+        for module in program.modules
+        for node in module.nodes
+        if isinstance(node, LoopNode)
+    }
+    named = {name for name in numbers if "layer" in name or name in ("depth", "blocks")}
+    return {n for n in named if numbers[n] < WIDTH and (numbers[n] in loops or numbers[n] > 6)}
+
+
 def _halved(number: int, least: int) -> int:
     while number % 2 == 0 and number // 2 >= least:
         number //= 2
@@ -86,7 +93,7 @@ def _one_by_one(numbers: Sizes, best: Sizes, size: float, count: Count) -> Sizes
     for name in sorted(numbers, key=lambda n: -numbers[n]):
         while size > LARGE:
             now = best.get(name, numbers[name])
-            if now < 4 or now % 2:
+            if now < 2 * FLOOR or now % 2:
                 break
             proposal = {**best, name: now // 2}
             made = count(proposal)

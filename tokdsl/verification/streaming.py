@@ -80,7 +80,7 @@ def advance(
     subject: Subject, state: Any, inputs: Inputs, start: int, stop: int, **more: Tensor
 ) -> Inputs:
     """Read the tokens from ``start`` to ``stop``: a prefill at the start, then steps."""
-    piece = subject.piece(inputs, start, stop)
+    piece = subject.taken(subject.piece(inputs, start, stop))
     model = subject.model
     last = subject.program.stages[-1].name
     if len(piece) > 1 or len(final(subject)) > 1:

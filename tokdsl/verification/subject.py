@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokdsl.checks.cost import main_clock
 from tokdsl.checks.facts import Facts
-from tokdsl.graph.program import Input, Program, StageUse
+from tokdsl.graph.program import Input, OpNode, Program, StageUse
 from tokdsl.types.tensors import Axis, Clock, TensorType
 
 #: how much two results may differ, relative to the largest entry, by dtype of the model
@@ -23,6 +23,9 @@ LONGEST = 48
 SHORTEST = 14
 #: entries along token axes of inputs that are not on the main clock
 OTHER_LENGTH = 5
+
+#: primitives whose result is a choice
+CHOOSING = ("topk", "route", "argmax", "sort", "dispatch")
 
 Inputs = dict[str, Tensor]
 
@@ -160,8 +163,27 @@ class Subject:
 
     def run(self, inputs: Inputs, **more: object) -> Inputs:
         """Return the result of every stage."""
-        output = self.model(**inputs, **more)
+        output = self.model(**self.taken(inputs), **more)
         return {s.name: getattr(output, s.name) for s in self.program.stages}
+
+    def taken(self, inputs: Inputs) -> Inputs:
+        """Return the inputs that the forward takes; labels are for the loss alone."""
+        names = inspect.signature(self.model.forward).parameters
+        return {name: tensor for name, tensor in inputs.items() if name in names}
+
+    def loss(self, inputs: Inputs, **more: object) -> Tensor:
+        """Return the objective."""
+        total: Tensor = self.model.loss(**inputs, **more).total
+        return total
+
+    @property
+    def has_decisions(self) -> bool:
+        """Whether the model chooses, so that a rounding can change a result by much."""
+        return any(
+            isinstance(node, OpNode) and (node.op.decision or node.op.op_name in CHOOSING)
+            for module in self.program.modules
+            for node in module.nodes
+        )
 
 
 def _token_axis(given: Input, clock: Clock | None) -> Axis | None:
