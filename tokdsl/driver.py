@@ -115,7 +115,19 @@ def emit_program(checked: Checked, program: Program, source_name: str) -> dict[s
 
     facts = checked.facts[program.name]
     plan = lower(program, facts, digest(checked))
-    return emit(plan, facts, source_name)
+    return emit(plan, source_name) | tokenizer_file(program)
+
+
+def tokenizer_file(program: Program) -> dict[str, str]:
+    """Return the file of a published tokenizer, if it lies where the model says.
+
+    It may also come later, with the weights.
+    """
+    if program.tokenizer is None or program.tokenizer[0] != "pretrained":
+        return {}
+    _, arguments, span = program.tokenizer
+    path = Path(span.file.name).parent / str(arguments.get("file", "tokenizer.json"))
+    return {"tokenizer.json": path.read_text("utf-8")} if path.is_file() else {}
 
 
 def digest(checked: Checked) -> str:

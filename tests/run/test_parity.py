@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokdsl.driver import build
+from tokdsl.driver import build, check_file
 from tokdsl.training.package import import_package
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,17 @@ SIZES: dict[str, dict[str, object]] = {
 CAUSAL = ("llama", "qwen3", "mixtral", "olmoe", "gemma3_text", "deepseek_v3")
 #: those whose published code defines an auxiliary loss
 POOLED = ("mixtral", "olmoe")
+#: parameters of the published models, saved buffers aside
+PUBLISHED = {
+    "llama": 8_030_261_248,
+    "qwen3": 8_190_735_360,
+    "mixtral": 46_702_792_704,
+    "olmoe": 6_919_161_856,
+    "gemma3_text": 999_885_952,
+    "deepseek_v3": 671_026_404_352,
+    "bert": 109_514_298,
+    "vit": 86_567_656,
+}
 
 
 @dataclass
@@ -112,13 +123,16 @@ class Case:
         return torch.cat([*logits, *(self.model.step(ids, state) for ids in steps)], dim=1)
 
 
+Make = Callable[..., Case]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
-    """Build each example once."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Build each example once; changes are further parameters, as on the command line."""
 
     @cache
-    def make(name: str) -> Case:
-        sizes = {key: str(value) for key, value in SIZES[name].items()}
+    def make(name: str, *changes: tuple[str, str]) -> Case:
+        sizes = {key: str(value) for key, value in SIZES[name].items()} | dict(changes)
         folder = tmp_path_factory.mktemp(name)
         built = build(ROOT / "examples" / f"{name}.tok", folder, sizes)
         assert not [finding.message() for finding in built.report]
@@ -129,13 +143,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
 
 @pytest.fixture(params=list(SIZES))
-def case(request: pytest.FixtureRequest, made: Callable[[str], Case]) -> Case:
+def case(request: pytest.FixtureRequest, made: Make) -> Case:
     return made(request.param)
 
 
 @pytest.fixture(params=CAUSAL)
-def causal(request: pytest.FixtureRequest, made: Callable[[str], Case]) -> Case:
+def causal(request: pytest.FixtureRequest, made: Make) -> Case:
     return made(request.param)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_default_sizes_are_those_of_the_published_model(name: str) -> None:
+    checked = check_file(ROOT / "examples" / f"{name}.tok")
+    assert not list(checked.report)
+    assert checked.facts[name].numbers["params"] == PUBLISHED[name]
 
 
 def test_logits_are_the_published_ones(case: Case) -> None:
@@ -213,3 +234,10 @@ def test_padding_on_the_left_changes_nothing(causal: Case) -> None:
     for row, count in enumerate(padding.tolist()):
         error = whole[row, count : count + 24] - causal.tensors["out.logits"][row]
         assert error.abs().max() < 1e-5
+
+
+def test_absorbed_latent_attention_gives_the_same(made: Make) -> None:
+    absorbed = made("deepseek_v3", ("absorbed", "true"))
+    logits = absorbed.tensors["out.logits"]
+    assert (absorbed.logits() - logits).abs().max() < 1e-5
+    assert (absorbed.splits(5, 1, 1, 17) - logits).abs().max() < 1e-5

@@ -47,7 +47,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
         return call
 
-    for name, verb in {"check_file": "check", "build": "build", "summary": "summary"}.items():
+    for name, verb in {"check_file": "check", "build": "build"}.items():
         setattr(fake, name, answer(verb))
     monkeypatch.setitem(sys.modules, "tokdsl.driver", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(tokdsl, "driver", fake, raising=False)
@@ -132,9 +132,33 @@ def test_failed_build(driver: types.SimpleNamespace, capsys: Capture) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_summary(driver: types.SimpleNamespace, capsys: Capture) -> None:
-    assert run("summary", "a.tok") == 0
-    assert capsys.readouterr() == ("4 layers\n", "")
+EXAMPLE = str(ROOT / "examples" / "mixtral.tok")
+
+
+def test_summary_as_text_and_as_json(capsys: Capture) -> None:
+    assert run("summary", EXAMPLE, "--set", "layers=2") == 0
+    shown, err = capsys.readouterr()
+    assert shown.startswith("mixtral ") and err == ""
+    assert run("summary", EXAMPLE, "--set", "layers=2", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "mixtral"
+
+
+def test_summary_of_a_broken_spec(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "broken.tok"
+    file.write_text("model m() { stage text(ids: tokens[9]) { embedd(4) } }\n", "utf-8")
+    assert run("summary", str(file)) == 1
+    shown, err = capsys.readouterr()
+    assert shown == "" and "TOK205" in err
+    assert run("graph", str(file), "-o", str(tmp_path / "m.svg")) == 1
+    assert not (tmp_path / "m.svg").exists()
+
+
+def test_graph_writes_what_is_asked_for(tmp_path: Path, capsys: Capture) -> None:
+    target = tmp_path / "figures" / "model.svg"
+    assert run("graph", EXAMPLE, "-o", str(target), "--set", "layers=2") == 0
+    assert capsys.readouterr().out == f"wrote {target}\n"
+    assert target.read_text("utf-8").startswith("<svg ")
+    assert run("graph", EXAMPLE, "-o", str(tmp_path / "model.png")) == 2
 
 
 @pytest.mark.parametrize("pair", ["d", "d=", "=4", "1d=4"])

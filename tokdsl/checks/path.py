@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokdsl.checks.reach import EVERYWHERE, FIRST, Reach, Source, join
 from tokdsl.checks.timing import Body, Timing, positions, varying
@@ -152,12 +152,23 @@ class Tracer:
         for inner in body.called[id(node)]:
             index = 0 if isinstance(node, LoopNode) else value.index
             found = inner.result(index).get(source, {}).get(key)
-            if found is not None and found == best.step:
-                label = Label(node.span, f"in `{inner.module.name}`")
-                in_place = isinstance(node, LoopNode) or inner.module.kind == "stage"
-                more = calls if in_place else (*calls, label)
-                return self.trace(inner, inner.module.results[index], source, key, more)
+            if found is None or found != best.step:
+                continue
+            if isinstance(node, CallNode) and inner.module.kind != "stage":
+                calls = (*calls, Label(node.span, f"in `{inner.module.name}`"))
+            hops = self.trace(inner, inner.module.results[index], source, key, calls)
+            count = _layers(node, inner)
+            if count > 1:
+                return [replace(h, text=f"{h.text}, in each of {count} layers") for h in hops]
+            return hops
         return []
+
+
+def _layers(node: Node, inner: Body) -> int:
+    """Return how many iterations of a loop run one body."""
+    if not isinstance(node, LoopNode):
+        return 1
+    return sum(1 for module in node.modules if module is inner.module)
 
 
 def _describe(node: OpNode, way: Candidate) -> str:

@@ -158,7 +158,9 @@ def _body(body: tree.Body, read: set[str], report: Report, *, has_value: bool) -
 
 def _name(name: str, kind: str, span: Span, read: set[str], report: Report) -> None:
     if name not in read and not name.startswith("_"):
-        report.add(UnusedName(span=span, kind=kind, unused=name, help=f"remove it, or write `_{name}`"))
+        report.add(
+            UnusedName(span=span, kind=kind, unused=name, help=f"remove it, or write `_{name}`")
+        )
 
 
 # --------------------------------------------------------------------------- one model

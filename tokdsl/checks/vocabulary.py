@@ -11,6 +11,7 @@ from tokdsl.graph.program import Program
 from tokdsl.tokenizers import (
     TokenizerFileError,
     Vocabulary,
+    byte_pair_vocabulary,
     bytes_vocabulary,
     character_vocabulary,
     read_tokenizer_file,
@@ -19,6 +20,9 @@ from tokdsl.tokenizers import (
 from tokdsl.types.dims import Dim
 
 ORDER = 50
+
+#: what special tokens are for
+ROLES = ("bos", "eos", "pad")
 
 
 class UnreadableTokenizer(
@@ -86,13 +90,27 @@ def _made_of(found: Vocabulary) -> tuple[str, ...]:
     return (f"special tokens: {listed}",)
 
 
+def _roles(arguments: dict[str, object]) -> list[str]:
+    """Return the special tokens of byte pairs that are to be learned.
+
+    Raises:
+        TokenizerFileError: one of them has no role.
+    """
+    given = arguments.get("specials")
+    named = [str(item) for item in given] if isinstance(given, (list, tuple)) else []
+    for name in named:
+        if name not in ROLES:
+            raise TokenizerFileError(f"special tokens are {', '.join(ROLES)}, not {name!r}")
+    return named
+
+
 def _vocabulary(name: str, arguments: dict[str, object], folder: Path) -> Vocabulary | None:
     """Return a tokenizer's vocabulary, or None if it is known only later.
 
     Raises:
         TokenizerFileError: the arguments make no tokenizer.
     """
-    specials = [key for key in ("bos", "eos", "pad") if arguments.get(key) not in (None, False)]
+    specials = [key for key in ROLES if arguments.get(key) not in (None, False)]
     if name == "bytes":
         return bytes_vocabulary(specials)
     if name == "chars":
@@ -100,7 +118,7 @@ def _vocabulary(name: str, arguments: dict[str, object], folder: Path) -> Vocabu
     if name == "byte_bpe":
         size = arguments.get("vocab")
         number = size.number if isinstance(size, Dim) else None
-        return None if number is None else Vocabulary(number, number, {}, "BPE")
+        return None if number is None else byte_pair_vocabulary(number, _roles(arguments))
     file = folder / str(arguments.get("file", "tokenizer.json"))
     if not file.exists():
         return None  # it may come with the weights; building needs it, checking does not

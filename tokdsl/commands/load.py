@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import importlib.util
 import json
@@ -21,6 +22,16 @@ from tokdsl.diagnostics import Diagnostic, Report
 from tokdsl.resources import resource
 
 MARKER = "manifest.json"
+#: what a cache says that cannot be used: then the package goes to a temporary folder
+UNWRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 WIDTH = 100
 
 PathLike = str | os.PathLike[str]
@@ -106,26 +117,47 @@ def cached_package(path: Path, overrides: Mapping[str, object] | None = None) ->
         raise failure(checked.report, path)
     program = checked.programs[0]
     key = _digest(checked, path, overrides or {})
-    for root in (_cache_folder(), _own_folder):
-        base = root() if callable(root) else root
-        target = base / key / program.name
-        if (target / MARKER).is_file():
-            return target
+    target = _cache_folder() / key / program.name
+    if not _is_there(target):
+        files = package_files(checked, path)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write(driver.emit_program(checked, program, path.name), target)
-        except PermissionError:
-            continue
+            _write(files, target)
         except OSError as error:
-            if error.errno not in (30, 28, 122, 20):  # read-only, full, over quota, not a folder
+            if error.errno not in UNWRITABLE:
                 raise
-            continue
-        return target
-    raise OSError("no folder can be written: neither the cache nor a temporary one")
+            target = _own_folder() / key / program.name
+            if not _is_there(target):
+                _write(files, target)
+    return target
+
+
+def package_files(checked: driver.Checked, path: Path) -> dict[str, str]:
+    """Return the files of the package of a spec without errors.
+
+    Raises:
+        CompileError: the model cannot be lowered yet; the report says so then.
+    """
+    from tokdsl.lower.body import Unsupported
+    from tokdsl.lower.diagnostics import NotLowered
+
+    program = checked.programs[0]
+    try:
+        return driver.emit_program(checked, program, path.name)
+    except Unsupported as error:
+        checked.report.add(NotLowered(span=program.span, what=str(error)))
+        raise failure(checked.report, path) from None
+
+
+def _is_there(target: Path) -> bool:
+    try:
+        return (target / MARKER).is_file()
+    except OSError:  # a folder that may not be read
+        return False
 
 
 def _write(files: Mapping[str, str], target: Path) -> None:
     """Write a package beside its place and rename it into place, unless it is there by then."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         for name, text in files.items():
@@ -135,7 +167,7 @@ def _write(files: Mapping[str, str], target: Path) -> None:
         beside.chmod(0o755)
         os.rename(beside, target)
     except OSError:
-        if not (target / MARKER).is_file():  # another process was first
+        if not _is_there(target):  # another process was first
             raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -144,8 +176,12 @@ def _write(files: Mapping[str, str], target: Path) -> None:
 def _cache_folder() -> Path:
     if chosen := os.environ.get("TOKDSL_CACHE"):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tokdsl"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "tokdsl"
+    try:
+        return Path.home() / ".cache" / "tokdsl"
+    except RuntimeError:  # an account without a home
+        return _own_folder()
 
 
 @lru_cache(maxsize=1)
@@ -157,10 +193,9 @@ def _own_folder() -> Path:
 
 
 def _digest(checked: driver.Checked, path: Path, overrides: Mapping[str, object]) -> str:
-    """Return a digest of all that decides a package: sources, parameters, compiler, tokenizer."""
+    """Return a digest of all that decides a package: compiler, sources, parameters, tokenizer."""
     program = checked.programs[0]
     whole = hashlib.sha256()
-    tokenizer = program.tokenizer
     parts: list[object] = [
         __version__,
         _compiler(),
@@ -168,13 +203,9 @@ def _digest(checked: driver.Checked, path: Path, overrides: Mapping[str, object]
         program.name,
         sorted(settings(overrides).items()),
         sorted((name, source.text) for name, source in checked.sources.items()),
-        None if tokenizer is None else [tokenizer[0], sorted(map(str, tokenizer[1].items()))],
+        driver.tokenizer_file(program),
     ]
     whole.update(json.dumps(parts).encode("utf-8", "surrogatepass"))
-    for value in tokenizer[1].values() if tokenizer is not None else ():
-        file = path.parent / value if isinstance(value, str) else None
-        if file is not None and file.is_file():
-            whole.update(file.read_bytes())
     return whole.hexdigest()[:16]
 
 

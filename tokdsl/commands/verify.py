@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokdsl import driver
-from tokdsl.commands.load import import_folder
+from tokdsl import CompileError, driver
+from tokdsl.commands.load import import_folder, package_files
 from tokdsl.diagnostics import Report
 from tokdsl.verification.result import CheckResult, Verdict, failed, passed
 from tokdsl.verification.shrink import Sizes, shrink
@@ -103,7 +103,10 @@ def verify(
             checked = driver.check_file(path, overrides)
     program = checked.programs[0]
     facts = checked.facts[program.name]
-    files = driver.emit_program(checked, program, path.name)
+    try:
+        files = package_files(checked, path)
+    except CompileError:
+        return Verified(checked.report)
     from tokdsl.verification.contract import verify_package
 
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +161,7 @@ print(digest(emitted(Path(sys.argv[1]), json.loads(sys.argv[2]))))
 def emitted(path: Path, overrides: Mapping[str, str]) -> dict[str, str]:
     """Return the files of a spec's package, compiled anew."""
     checked = driver.check_file(path, overrides)
-    return driver.emit_program(checked, checked.programs[0], path.name)
+    return package_files(checked, path)
 
 
 def digest(files: Mapping[str, str]) -> str:

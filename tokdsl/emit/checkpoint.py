@@ -20,7 +20,7 @@ def checkpoint(plan: Plan, header: str) -> str:
     used = {head for layout in plan.layouts for head in _heads(layout.rows)}
     context: dict[str, Any] = {
         "header": header,
-        "model": plan.program.name,
+        "model": plan.name,
         "layouts": [_layout(layout) for layout in plan.layouts],
         "fused": "Fused" in used,
         "reshaped": "Reshaped" in used,

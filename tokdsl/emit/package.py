@@ -8,28 +8,25 @@ import textwrap
 from typing import Any
 
 from tokdsl import __version__
-from tokdsl.checks.facts import Facts
 from tokdsl.emit import classes, functions
 from tokdsl.emit.checkpoint import checkpoint
 from tokdsl.emit.environment import render
 from tokdsl.emit.wrap import wrap
-from tokdsl.graph.statics import show
 from tokdsl.lower.plan import ClassPlan, Plan, StagePlan
 from tokdsl.tokenizers import description
-from tokdsl.types.dims import Dim
 
 #: names of ``functional.py`` that are classes used in annotations
 TYPES = {"Rotation", "Route", "TokenClock"}
 STATE_TYPES = ("State", "ClockState")
 
 
-def emit(plan: Plan, facts: Facts, source_name: str) -> dict[str, str]:
+def emit(plan: Plan, source_name: str) -> dict[str, str]:
     """Return the text of every file of the package; the same plan gives the same bytes."""
     plan.functions |= {"TokenClock", "token_clock"} if _uses_clock(plan) else set()
     files = {
         "model.py": _model(plan, source_name),
-        "config.json": _json({k: _plain(v) for k, v in plan.program.parameters.items()}),
-        "manifest.json": _manifest(plan, facts, source_name),
+        "config.json": _json({p.name: p.value for p in plan.parameters}),
+        "manifest.json": _manifest(plan, source_name),
     }
     if plan.functions:
         files["functional.py"] = _functional(plan, source_name)
@@ -54,27 +51,6 @@ def _json(data: object) -> str:
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Dim):
-        return value.number
-    if isinstance(value, (int, float, str, bool, type(None))):
-        return value
-    return show(value)
-
-
-def _annotation(value: object) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, Dim):
-        return "int"
-    return "float" if isinstance(value, float) else "str"
-
-
-def _literal(value: object) -> str:
-    plain = _plain(value)
-    return json.dumps(plain) if isinstance(plain, str) else repr(plain)
-
-
 # --------------------------------------------------------------------------- model.py
 
 
@@ -83,12 +59,9 @@ def _model(plan: Plan, source_name: str) -> str:
     used = "\n".join(line for item in described for line in item["lines"])
     context: dict[str, Any] = {
         "header": _header(plan, source_name),
-        "model": plan.program.name,
+        "model": plan.name,
         "classes": described,
-        "config": [
-            {"name": name, "annotation": _annotation(value), "value": _literal(value)}
-            for name, value in plan.program.parameters.items()
-        ],
+        "config": plan.parameters,
         "inputs": [i for i in plan.inputs if not i.is_label],
         "labels": [i for i in plan.inputs if i.is_label],
         "stages": plan.stages,
@@ -283,36 +256,29 @@ def _state(plan: Plan, source_name: str) -> str:
 
 
 def _tokenizer(plan: Plan) -> dict[str, str]:
-    if plan.program.tokenizer is None:
+    if plan.tokenizer is None:
         return {}
-    name, arguments, _ = plan.program.tokenizer
+    name, arguments = plan.tokenizer
     template = {"bytes": "tokenizer_bytes", "chars": "tokenizer_characters"}.get(
         name, "tokenizer_library"
     )
     files = {"tokenizer.py": render(f"package/{template}.py.jinja", {})}
-    # a published tokenizer's own file is copied by whoever reads and writes files
+    # the file of a published tokenizer is added by the driver, which reads and writes files
     if name != "pretrained":
-        given = {key: _listed(value) for key, value in arguments.items()}
-        files["tokenizer.json"] = _json(description(name, given))
+        files["tokenizer.json"] = _json(description(name, arguments))
     return files
 
 
-def _listed(value: object) -> object:
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return _plain(value)
-
-
-def _manifest(plan: Plan, facts: Facts, source_name: str) -> str:
+def _manifest(plan: Plan, source_name: str) -> str:
     return _json(
         {
             "compiler": f"tokdsl {__version__}",
             "source": source_name,
             "digest": plan.digest,
-            "model": plan.program.name,
-            "causal": facts.causal,
+            "model": plan.name,
+            "causal": plan.causal,
             "streaming": plan.streaming,
-            "facts": facts.numbers,
+            "facts": plan.facts,
             "kernels": [],
         }
     )
@@ -321,7 +287,7 @@ def _manifest(plan: Plan, facts: Facts, source_name: str) -> str:
 def _init(plan: Plan, source_name: str, files: dict[str, str]) -> str:
     context = {
         "header": _header(plan, source_name),
-        "model": plan.program.name,
+        "model": plan.name,
         "streaming": plan.streaming,
         "tokenizer": "tokenizer.py" in files,
         "has_objective": bool(plan.objective_result),

@@ -99,9 +99,7 @@ class Arguments(Expressions):
                     frame, "argument-type", argument.span, f"`{label}` must be a number"
                 )
             if name == "log_uniform" and number is not None and number <= 0:
-                raise self.fail(
-                    frame, "argument-type", argument.span, f"`{label}` must be above 0"
-                )
+                raise self.fail(frame, "argument-type", argument.span, f"`{label}` must be above 0")
             given.append(f"{label}={number!r}")
         if name in BARE and len(given) < len(takes):
             raise self.fail(
@@ -294,6 +292,8 @@ class Arguments(Expressions):
 
 def _stand_in(kind: str, value: Unknown) -> object:
     """Return a value of the wanted type for a static that is decided by the caller."""
+    if value.type == "dtype":
+        return "float"
     return {"size": Dim.of(value.type), "int": 1, "float": 1.0, "bool": False, "str": ""}.get(
         kind, value
     )

@@ -53,9 +53,10 @@ class AttentionBuilder:
         except Fault as fault:
             raise self.builder.fault(self.frame, fault, self.node.span, self.node) from None
         same = query.clock == key.clock
-        interval = self._interval(query, key) if same else EVERYTHING
+        stride = _stride(query, key)
+        interval = self._interval(query, key, stride) if stride else EVERYTHING
         window = 0
-        if interval.hi <= 0 and interval.lo > -INFINITY:
+        if same and interval.hi <= 0 and interval.lo > -INFINITY:
             window = int(1 - interval.lo)
         if same:
             self._cache(window)
@@ -65,13 +66,20 @@ class AttentionBuilder:
         structured = known and _is_structured(interval) and not decomposed
         mask = self._mask(query, key, structured)
         if decomposed:
-            return self._decomposed(query, key, mask, interval)
+            return self._decomposed(query, key, mask, interval, stride)
         inputs = {"q": self.inputs["q"], "k": self.inputs["k"], "v": self.inputs["v"]}
         if mask is not None:
             inputs["mask"] = mask
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
-        return self._apply(Attend, inputs, interval=interval, structured=structured, **self.values)
+        return self._apply(
+            Attend,
+            inputs,
+            interval=interval,
+            stride=stride,
+            structured=structured,
+            **self.values,
+        )
 
     def _apply(self, cls: type[Attend], inputs: dict[str, Value], **statics: Any) -> Value:
         op = cls(**_types(inputs), **statics)
@@ -79,7 +87,7 @@ class AttentionBuilder:
 
     # ----------------------------------------------------------------- masks
 
-    def _interval(self, query: Axis, key: Axis) -> Interval:
+    def _interval(self, query: Axis, key: Axis, stride: int) -> Interval:
         """Return which keys the mask allows, read from a scratch copy of its graph."""
         if self.mask is None:
             return EVERYTHING
@@ -87,7 +95,7 @@ class AttentionBuilder:
         value = self._condition(scratch, self.mask, query, replace(key, name="S"))
         if value is None:
             return Interval(-INFINITY, INFINITY, exact=False)
-        return PredicateReader(query.name, "S").interval(value)
+        return PredicateReader(query.name, "S", stride).interval(value)
 
     def _mask(self, query: Axis, key: Axis, structured: bool) -> Value | None:
         """Return what hides keys: padding, and a condition that `attend` cannot state itself.
@@ -206,7 +214,9 @@ class AttentionBuilder:
 
     # ----------------------------------------------------------------- scores
 
-    def _decomposed(self, query: Axis, key: Axis, mask: Value | None, interval: Interval) -> Value:
+    def _decomposed(
+        self, query: Axis, key: Axis, mask: Value | None, interval: Interval, stride: int
+    ) -> Value:
         builder, frame = self.builder, self.frame
         statics: dict[str, Any] = {k: v for k, v in self.values.items() if k in ("scale", "over")}
         scores = AttentionScores(
@@ -233,6 +243,7 @@ class AttentionBuilder:
         op = AttentionMix(
             **_types(inputs),
             interval=interval,
+            stride=stride,
         )
         return builder.apply(frame, op, inputs, self.node.span, self.node)[0]
 
@@ -273,6 +284,15 @@ class AttentionBuilder:
 def _types(inputs: dict[str, Value]) -> dict[str, Any]:
     """Return the operand fields of an operation."""
     return {name: value.type for name, value in inputs.items()}
+
+
+def _stride(query: Axis, key: Axis) -> int:
+    """Return the query tokens per key token; 0 if their clocks have no fixed relation."""
+    stride, clock = 1, key.clock
+    while clock is not None and clock != query.clock:
+        number = clock.stride.number if clock.stride is not None else None
+        stride, clock = stride * (number or 0), clock.parent
+    return stride if clock is not None else 0
 
 
 def _is_structured(interval: Interval) -> bool:

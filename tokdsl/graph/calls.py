@@ -36,7 +36,11 @@ class Calls(Arguments):
                 if name not in self.ops:
                     self.lookup(frame, node.function)
         target = self._callee(frame, node)
-        return self.call_closure(frame, target, node)
+        try:
+            return self.call_closure(frame, target, node)
+        finally:
+            for argument in node.operands:
+                frame.evaluated.pop(id(argument.value), None)
 
     def _callee(self, frame: Frame, node: tree.Call) -> Closure | AbstractClosure:
         target = self._called(frame, node.function)
@@ -99,11 +103,16 @@ class Calls(Arguments):
         return OPS
 
     def _static_call(self, frame: Frame, name: str, node: tree.Call) -> tuple[object] | None:
-        """Return the folded call in a tuple if all arguments are static, else None."""
+        """Return the folded call in a tuple if all arguments are static, else None.
+
+        A tensor among them keeps its value for the call itself: it must not be computed twice.
+        """
         if node.statics or any(a.name or a.axis for a in node.operands) or not node.operands:
             return None
         values = [self.evaluate(frame, a.value) for a in node.operands]
         if any(isinstance(v, Value) for v in values):
+            kept = zip(node.operands, values, strict=True)
+            frame.evaluated.update({id(a.value): v for a, v in kept if isinstance(v, Value)})
             return None
         try:
             return (statics.call(name, values),)

@@ -89,6 +89,8 @@ class Definitions(Calls):
                     )
                 types[formal.name] = None
                 continue
+            if not signature.is_known(formal.type):
+                raise Poison  # reported where the definition is checked alone
             assert isinstance(formal.type, tree.TensorType)
             try:
                 types[formal.name] = signature.match(

@@ -88,12 +88,12 @@ class Elaborator(Statements):
                 frame.module.broken = True
             seen.add(name)
         for operand in definition.operands:
-            if not isinstance(operand.type, tree.TensorType):
+            if not signature.is_known(operand.type):
                 self.fail(
                     frame,
                     "operand-kind",
                     operand.span,
-                    f"the tensor `{operand.name}` needs a type with axes",
+                    f"the tensor `{operand.name}` needs a type with axes, of a known kind",
                     help=f"write `{operand.name}: [*, d]`; static parameters go after the `;`",
                 )
         for parameter in definition.parameters:
@@ -116,7 +116,8 @@ class Elaborator(Statements):
         if kind == "axis":
             from tokdsl.ops.base import AxisRef
 
-            return AxisRef(parameter.name)
+            default = parameter.default
+            return AxisRef(default.id if isinstance(default, tree.Name) else parameter.name)
         return Unknown(kind)
 
     def _bind_symbolic(
@@ -289,7 +290,7 @@ class Elaborator(Statements):
         self, frame: Frame, program: Program, stage: tree.Stage, operand: tree.Operand
     ) -> tuple[TensorType, Dim | None]:
         formal = operand.type
-        if not isinstance(formal, tree.TensorType):
+        if not signature.is_known(formal) or not isinstance(formal, tree.TensorType):
             raise self.fail(
                 frame,
                 "not-a-stage",

@@ -42,6 +42,8 @@ class Expressions(Builder):
         Raises:
             Poison: if it has none; the cause is reported.
         """
+        if frame.evaluated and id(node) in frame.evaluated:
+            return frame.evaluated.pop(id(node))
         match node:
             case tree.Name():
                 return self._name(frame, node)

@@ -55,6 +55,8 @@ class Frame:
     shared: dict[str, object] = field(default_factory=dict)
     #: names that equations give to calls, by the call's identity
     targets: dict[int, str] = field(default_factory=dict)
+    #: arguments of the call that is being read which have their value already, by identity
+    evaluated: dict[int, object] = field(default_factory=dict)
 
     def bind(self, name: str, value: object, span: Span | None = None, kind: str = "value") -> None:
         """Bind a local name; the last binding of a name counts."""

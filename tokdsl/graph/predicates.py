@@ -20,11 +20,19 @@ class Affine:
 
 
 class PredicateReader:
-    """Reads a condition's graph for one pair of axes."""
+    """Reads a condition's graph for one pair of axes.
 
-    def __init__(self, query: str, key: str) -> None:
+    Args:
+        query: name of the query axis.
+        key: name of the key axis.
+        stride: query tokens per key token, where keys are chunks of queries: offsets are then
+            of the key relative to ``query / stride``.
+    """
+
+    def __init__(self, query: str, key: str, stride: int = 1) -> None:
         self.query = query
         self.key = key
+        self.stride = stride
 
     def interval(self, value: Value, inputs: dict[int, Value] | None = None) -> Interval:
         """Return the offsets ``key - query`` at which the condition can hold."""
@@ -89,19 +97,17 @@ class PredicateReader:
         # left - right <op> 0, with left - right = a*i + b*j + c
         a, b = left.query - right.query, left.key - right.key
         c = left.constant - right.constant
-        if a != -b or b not in (1, -1):
+        if b == 0 or a * self.stride != -b:
             return unknown
-        offset = -c * b  # j - i compared with this
-        flip = b < 0
         if name == "equal":
-            return Interval(offset, offset)
+            return Interval(-c / b, -c / b) if (c / b).is_integer() else unknown
         upper = name in ("less", "less_equal")
-        if flip:
-            upper = not upper
-        strict = 1 if name in ("less", "greater") else 0
-        if upper:
-            return Interval(-INFINITY, offset - strict)
-        return Interval(offset + strict, INFINITY)
+        if name in ("less", "greater"):
+            c += 1 if upper else -1  # of whole numbers, less is at most one less
+        offset = -c / b  # j - i / stride compared with this
+        if upper == (b > 0):
+            return Interval(-INFINITY, offset)
+        return Interval(offset, INFINITY)
 
     def _affine(self, value: Value, inputs: dict[int, Value]) -> Affine | None:
         value, inputs = self._source(value, inputs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from tokdsl.ops.base import Fault
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
-from tokdsl.types.tensors import Axis, Clock, RouteType, TensorType, UnknownType, ValueType
+from tokdsl.types.tensors import DTYPES, Axis, Clock, RouteType, TensorType, UnknownType, ValueType
 
 Size = Callable[[tree.Expression], Dim | None]
 
@@ -50,6 +50,15 @@ class Matched:
             )
         self.axes.setdefault(name, axis)
         self.sizes[name] = axis.size
+
+
+#: the words before the bracket of a tensor's type
+HEADS = ("tokens", "route", "any", *DTYPES)
+
+
+def is_known(formal: tree.TypeExpression | None) -> bool:
+    """Whether a type is that of a tensor with a known word before its axes, if any."""
+    return isinstance(formal, tree.TensorType) and (formal.head is None or formal.head in HEADS)
 
 
 def is_token_name(name: str) -> bool:
@@ -259,8 +268,9 @@ def _plain(kind: ValueType) -> str:
 
 def symbolic(formal: tree.TypeExpression | None, name: str, size: Size) -> ValueType:
     """Return the type of an operand while a definition is checked for all sizes."""
-    if not isinstance(formal, tree.TensorType):
+    if not is_known(formal):
         return UnknownType()
+    assert isinstance(formal, tree.TensorType)
     if formal.head == "tokens":
         clock = Clock("T")
         classes = formal.axes[0] if formal.axes else None

@@ -230,6 +230,14 @@ class Statements(Definitions):
         return frame.stream
 
     def _residual(self, frame: Frame, statement: tree.Residual) -> object:
+        for argument in statement.arguments:
+            raise self.fail(
+                frame,
+                "unknown-argument",
+                argument.span,
+                "`residual` takes no arguments",
+                help="write what else is done to the stream as a step of its body",
+            )
         before = self._current(frame, statement)
         self.run_body(frame, statement.body)
         after = self._current(frame, statement)

@@ -19,6 +19,7 @@ from tokdsl.graph.program import (
     Value,
 )
 from tokdsl.lower.body import Body, Shared, shape_comment
+from tokdsl.lower.config import config_field, plain
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
 from tokdsl.lower.layouts import lower_layouts
@@ -56,7 +57,12 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     objective = inliner.module(program.objective) if program.objective is not None else None
     for _, module in stages:
         hoister.hoist(module)
-    plan = Plan(program, streaming=facts.streaming, digest=digest)
+    plan = Plan(program.name, streaming=facts.streaming, digest=digest)
+    plan.parameters = [config_field(n, v) for n, v in program.parameters.items()]
+    if program.tokenizer is not None:
+        kind, arguments, _ = program.tokenizer
+        plan.tokenizer = kind, {name: plain(value) for name, value in arguments.items()}
+    plan.causal, plan.facts = facts.causal, facts.numbers
     shared = Shared(plan.streaming)
     context = Context(program, plan, shared, {}, set(TAKEN), {})
     plan.aux = list(program.aux)

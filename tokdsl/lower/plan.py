@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokdsl.graph.program import Program
 from tokdsl.ops.base import ParameterSpec
 from tokdsl.source import Span
 
@@ -160,6 +159,16 @@ class LayoutPlan:
     ignored: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ConfigField:
+    """A static parameter of the model: its value for JSON, and as Python text."""
+
+    name: str
+    annotation: str
+    value: object
+    literal: str
+
+
 @dataclass
 class Plan:
     """A package to emit.
@@ -170,7 +179,7 @@ class Plan:
         states: names of the ``state.py`` classes that are used.
     """
 
-    program: Program
+    name: str
     classes: list[ClassPlan] = field(default_factory=list)
     functions: set[str] = field(default_factory=set)
     states: set[str] = field(default_factory=set)
@@ -182,6 +191,10 @@ class Plan:
     inputs: list[InputPlan] = field(default_factory=list)
     streaming: bool = False
     digest: str = ""
+    parameters: list[ConfigField] = field(default_factory=list)
+    tokenizer: tuple[str, dict[str, object]] | None = None
+    causal: dict[str, bool] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
 
     def validity(self) -> dict[str, str]:
         """Return the argument that says which tokens are padding, by clock."""

@@ -118,6 +118,20 @@ class Visible(Op):
         return f"{code.use('mask_bias')}({code.aligned('predicate')}, {code['key_valid']})"
 
 
+def key_flow(key: Axis, query: Axis, interval: object, stride: int) -> Flow:
+    """Return how keys reach queries: as far as the condition allows.
+
+    Args:
+        key: the token axis of keys or values.
+        query: the token axis of the queries.
+        interval: the offsets that the condition allows, in key tokens.
+        stride: query tokens per key token, 0 if their clocks have no fixed relation.
+    """
+    if not stride or not isinstance(interval, Interval):
+        return Flow(key.name, query.name, EVERYTHING)
+    return Flow(key.name, query.name, interval, factor=-stride if stride > 1 else 1)
+
+
 class Attention(Op):
     """What the attention operations share: which axis is which."""
 
@@ -194,6 +208,7 @@ class Attend(Attention):
     over: AxisRef | None = None
     structured: bool = False
     interval: object = EVERYTHING
+    stride: int = 1
 
     def type(self) -> TensorType:
         """Queries with the compared axis replaced by that of the values."""
@@ -218,17 +233,21 @@ class Attend(Attention):
 
     def flows(self) -> dict[str, list[Flow]]:
         """Queries at their own position, keys and values as far as the mask allows."""
-        query, key = token_axis(self.q, "q"), token_axis(self.k, "k")
-        assert not isinstance(self.interval, str)
+        query = token_axis(self.q, "q")
         found = {"q": [Flow(query.name, query.name)]}
-        target = query.name if query.clock == key.clock else None
         for name in ("k", "v"):
             axis = token_axis(getattr(self, name), name)
-            interval = self.interval if target is not None else EVERYTHING
-            found[name] = [Flow(axis.name, query.name, interval)]  # type: ignore[arg-type]
+            found[name] = [key_flow(axis, query, self.interval, self.stride)]
         if self.mask is not None:
             found["mask"] = [found["q"][0], found["k"][0]]
         return found
+
+    def sees_itself(self) -> bool:
+        """Whether the condition certainly allows every query the key at its own position."""
+        interval = self.interval
+        if not isinstance(interval, Interval) or self.stride != 1:
+            return False
+        return interval.exact and interval.lo <= 0 <= interval.hi
 
     def repair(self) -> str:
         """How to read no later token."""
@@ -264,6 +283,8 @@ class Attend(Attention):
             options.append("causal=True")
             if interval.lo != -INFINITY:
                 options.append(f"window={int(1 - interval.lo)}")
+        if "mask" in code.operands and not self.structured and not self.sees_itself():
+            options.append("may_see_nothing=True")
         if "sinks" in code.operands:
             options.append(f"sinks={code['sinks']}")
         if self.scale is not None:
@@ -328,6 +349,7 @@ class AttentionMix(Attention):
     mask: Operand | None = None
     sinks: Operand | None = None
     interval: object = EVERYTHING
+    stride: int = 1
 
     def type(self) -> TensorType:
         """Queries, heads, values."""
@@ -339,9 +361,8 @@ class AttentionMix(Attention):
     def flows(self) -> dict[str, list[Flow]]:
         """Scores along the queries at the own position, along the keys as the mask allows."""
         query, key = [a for a in self.scores.axes if a.clock is not None][:2]
-        reach = self.interval if query.clock == key.clock else EVERYTHING
-        along = Flow(key.name, query.name, reach)  # type: ignore[arg-type]
-        value = Flow(token_axis(self.v, "v").name, query.name, reach)  # type: ignore[arg-type]
+        along = key_flow(key, query, self.interval, self.stride)
+        value = key_flow(token_axis(self.v, "v"), query, self.interval, self.stride)
         scores = [Flow(query.name, query.name), along]
         return {"scores": scores, "mask": scores, "v": [value]}
 

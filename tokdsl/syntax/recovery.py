@@ -49,6 +49,7 @@ class Block:
     nodes: list[tree.Node] = field(default_factory=list)
     tokens: Tokens = field(default_factory=Tokens)
     brackets: int = 0
+    listing: int = 0
     mark: int = 0
     fitted: bool = False
     misplaced: bool = False
@@ -116,11 +117,17 @@ class Recovery:
         for place, kind in enumerate(tokens.kinds):
             block = blocks[-1]
             own = block.tokens
-            if kind == "LBRACE" and not (own.kinds and own.kinds[0] == "USE"):
+            if kind == "LBRACE" and own.kinds[:1] == ["USE"]:
+                block.listing += 1
+                self.take(block, tokens, place)
+            elif kind == "RBRACE" and block.listing:
+                block.listing -= 1
+                self.take(block, tokens, place)
+            elif kind == "LBRACE":
                 rule = _BLOCK_RULES.get(own.kinds[0], "statement") if own.kinds else "statement"
                 rule = "statement" if block.brackets else rule
                 blocks.append(Block(rule, tokens.starts[place], mark=len(self.found)))
-            elif kind == "RBRACE" and not (own.kinds and own.kinds[0] == "USE"):
+            elif kind == "RBRACE":
                 self.end_statement(block)
                 blocks.pop()
                 end = tokens.ends[place]
@@ -158,13 +165,13 @@ class Recovery:
             before = len(self.found)
             nodes = self.statement(block.tokens, block.rule)
             block.nodes.extend(nodes)
-            block.fitted |= not all(isinstance(node, tree.BrokenStatement) for node in nodes)
+            block.fitted |= len(self.found) == before
             misplaced = any(isinstance(f, MisplacedStatement) for f in self.found[before:])
             if misplaced and block.misplaced:
                 self.found.pop()  # of several in a row only the first is reported
             block.misplaced = misplaced
         block.tokens = Tokens()
-        block.brackets = 0
+        block.brackets = block.listing = 0
 
     def finish_item(self, tokens: Tokens) -> tree.Node:
         """Read the item itself, now that its blocks are read."""

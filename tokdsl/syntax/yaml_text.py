@@ -7,6 +7,7 @@ from typing import Any
 
 from tokdsl.syntax import tree
 from tokdsl.syntax.formatter import Formatter
+from tokdsl.syntax.literals import is_plain
 from tokdsl.syntax.printing import joined
 
 #: A YAML value: nothing, a text, a list, or keys with values.
@@ -87,9 +88,10 @@ def _scalar(text: str) -> Any:
     import yaml
 
     style = "'" if text in ("", "~", "null") else None
-    if "\n" in text:
-        plain = all(character.isprintable() or character == "\n" for character in text)
-        style = "|" if plain and not text.endswith("\n") else '"'
+    if not all(is_plain(character) or character == "\n" for character in text):
+        style = '"'
+    elif "\n" in text:
+        style = '"' if text.endswith("\n") else "|"
     return yaml.ScalarEvent(None, None, (True, True), text, style=style)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tokdsl.graph.program import Input, OpNode, StageUse
 from tokdsl.verification.result import CheckResult, bounded, failed, passed, skipped
-from tokdsl.verification.subject import LONGEST, Inputs, Subject, gap, modules_of
+from tokdsl.verification.subject import LONGEST, Inputs, Subject, gap
 
 #: what a disturbed float input is multiplied by
 LARGE = 1e3
@@ -110,6 +110,17 @@ def _extreme(subject: Subject, stage: StageUse) -> CheckResult:
     return bounded("prefix", name, max(values.values()), subject.limit)
 
 
+def _tables(model: nn.Module, classes: int) -> list[Tensor]:
+    """Return the parameters that hold a vector per class of an input."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2
+        and parameter.shape[0] == classes
+        and ("embed" in name or "table" in name)
+    ]
+
+
 def _has_attention(subject: Subject) -> bool:
     return any(
         isinstance(node, OpNode) and node.op.op_name in ("attend", "attention_mix")
@@ -130,11 +141,7 @@ def _mark(
     tensor, axis = batch[given.name], subject.axis(given) - 1  # the tensor is the batch's own
     if given.classes is not None:
         classes = given.classes.number or 0
-        tables = [
-            module.weight
-            for module in modules_of(subject.model, nn.Embedding)
-            if isinstance(module.weight, Tensor) and module.weight.shape[0] == classes
-        ]
+        tables = _tables(subject.model, classes)
         if not tables or classes < 2:
             return False
         value = classes - 1

@@ -18,8 +18,8 @@ def check_gradients(subject: Subject) -> list[CheckResult]:
     if not subject.has_objective:
         return [skipped("gradients", "reach", "the model has no objective")]
     totals = _gradients(subject)
-    unreached = subject.facts.tables.get("gradients", {})
-    assert isinstance(unreached, dict)
+    unreached = subject.facts.tables.get("gradients", ())
+    assert isinstance(unreached, tuple)
     names = list(totals)
     called_dead = {name for name in names if _is_called_unreached(name, unreached)}
     dead = {name for name, gradient in totals.items() if not bool(gradient.any())}
@@ -46,10 +46,11 @@ def _gradients(subject: Subject) -> dict[str, Tensor]:
     return totals
 
 
-def _is_called_unreached(name: str, unreached: dict[str, str]) -> bool:
-    """Whether the analysis names a parameter, or the module that it belongs to.
-
-    The analysis treats the layers of a loop as one, so their numbers do not count.
-    """
-    path = ".".join(part for part in name.split(".") if not part.isdigit())
-    return any(path == known or path.startswith(f"{known}.") for known in unreached)
+def _is_called_unreached(name: str, unreached: tuple[str, ...]) -> bool:
+    """Whether the analysis names a parameter; ``*`` in its names stands for every layer."""
+    path = name.split(".")
+    return any(
+        len(path) == len(parts)
+        and all(a == b or (b == "*" and a.isdigit()) for a, b in zip(path, parts, strict=True))
+        for parts in (known.split(".") for known in unreached)
+    )

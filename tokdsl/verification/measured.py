@@ -14,7 +14,7 @@ from tokdsl.verification.subject import Subject
 
 #: Products are what the counter counts; the analysis also counts what is done per entry, and
 #: attention with all keys that a block of a kernel touches. At small sizes that is much.
-FLOPS_LOW, FLOPS_HIGH = 0.5, 1.1
+FLOPS_LOW, FLOPS_HIGH = 0.5, 1.5
 #: lengths between which the growth of caches is measured: a cache is a power of two long
 FIRST, SECOND = 64, 128
 #: tokens per step while it is measured: a window keeps room for the longest step

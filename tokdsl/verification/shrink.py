@@ -23,6 +23,8 @@ WIDTH = 128
 LEAST_WIDTH = 32
 #: single parameters are not made smaller than this
 FLOOR = 16
+#: what a window becomes, so that a probe sees it from both sides
+WINDOW = 6
 
 Sizes = dict[str, int]
 #: returns the number of parameters of the model with these sizes, or None if it is none
@@ -56,12 +58,15 @@ def shrink(program: Program, parameters: float, count: Count) -> Sizes:
 
 def _proposals(program: Program, numbers: Sizes) -> Iterator[Sizes]:
     layers = _layer_counts(program, numbers)
-    for deep in (2, 4, 6, None):
+    least_deep = max([2, *(_kinds(node) for node in _loops(program))])
+    for deep in (least_deep, least_deep + 2, 2 * least_deep + 2, None):
         for divisor in DIVISORS:
             for least in (LEAST_WIDTH, 2 * LEAST_WIDTH, 8 * LEAST_WIDTH):
                 made: Sizes = {}
                 for name, n in numbers.items():
-                    if name in layers:
+                    if "window" in name:
+                        made[name] = min(n, WINDOW)
+                    elif name in layers:
                         made[name] = n if deep is None else min(n, deep)
                     elif n >= WIDTH:
                         made[name] = _halved(n, least)
@@ -72,14 +77,23 @@ def _proposals(program: Program, numbers: Sizes) -> Iterator[Sizes]:
 
 def _layer_counts(program: Program, numbers: Sizes) -> set[str]:
     """Return the parameters that say how often something is repeated."""
-    loops = {
-        len(node.modules)
-        for module in program.modules
-        for node in module.nodes
-        if isinstance(node, LoopNode)
-    }
+    loops = {len(node.modules) for node in _loops(program)}
     named = {name for name in numbers if "layer" in name or name in ("depth", "blocks")}
     return {n for n in named if numbers[n] < WIDTH and (numbers[n] in loops or numbers[n] > 6)}
+
+
+def _loops(program: Program) -> list[LoopNode]:
+    return [
+        node for module in program.modules for node in module.nodes if isinstance(node, LoopNode)
+    ]
+
+
+def _kinds(node: LoopNode) -> int:
+    """Return how many layers it takes until every kind of layer was there."""
+    first: dict[int, int] = {}
+    for i, module in enumerate(node.modules):
+        first.setdefault(id(module), i)
+    return max(first.values()) + 1
 
 
 def _halved(number: int, least: int) -> int:

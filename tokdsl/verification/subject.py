@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokdsl.checks.cost import main_clock
 from tokdsl.checks.facts import Facts
@@ -220,8 +220,3 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 def gaps(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     """Return the largest gap of several results."""
     return max((gap(found[name], wanted[name]) for name in wanted), default=0.0)
-
-
-def modules_of(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
-    """Return the submodules of a kind."""
-    return [module for module in model.modules() if isinstance(module, kind)]

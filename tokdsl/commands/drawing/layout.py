@@ -31,6 +31,7 @@ SIDE = 26.0  # between branches
 CHANNEL = 44.0  # between stages
 MARGIN = 24.0
 BOX_HEIGHT, LINE_HEIGHT, LEAST = 28.0, 14.0, 112.0
+SLOPE = 16.0  # how much narrower a box gets that changes the clock
 #: experts that are drawn of a kind, before and after the dots
 SHOWN = 4
 
@@ -128,7 +129,7 @@ def size(part: Part) -> Point:
 def _box_size(part: Box) -> Point:
     wide = metrics.width(part.title, TITLE, bold=True)
     wide = max([wide, *(metrics.width(line, DETAIL) for line in part.details)])
-    slope = 0.0 if part.form == "plain" else 36.0
+    slope = 0.0 if part.form == "plain" else 2 * SLOPE + 4
     return max(LEAST, wide + 28 + slope), BOX_HEIGHT + LINE_HEIGHT * len(part.details)
 
 
@@ -145,7 +146,7 @@ def column_size(column: Column) -> Point:
 
 def _head_width(title: str, note: str) -> float:
     wide = metrics.width(title, TITLE, bold=True) + metrics.width(note, DETAIL)
-    return 2 * (wide + (10 if note else 0) + 22) if title else 0.0
+    return 2 * (1.12 * wide + (10 if note else 0) + 22) if title else 0.0
 
 
 def _frame_size(part: Frame) -> Point:
@@ -262,7 +263,7 @@ class Placer:
         fork = ends[first].enter[1] - GAP / 2
         target = ends[last].enter[1] + BOX_HEIGHT / 2
         edge = min(
-            (rect.x for rect in self.scene.boxes if rect.y <= target <= rect.bottom),
+            (_left_edge(rect) for rect in self.scene.boxes if rect.y <= target <= rect.bottom),
             key=lambda left: abs(left - x),
             default=x,
         )
@@ -380,6 +381,12 @@ class Placer:
         self.scene.lines.append(
             Line((below, (below[0], target[1]), (target[0] + ROUND, target[1])))
         )
+
+
+def _left_edge(rect: Rect) -> float:
+    """Return where the left side of a box is halfway down; a slanted side is further in."""
+    slanted = isinstance(rect.part, Box) and rect.part.form != "plain"
+    return rect.x + SLOPE / 2 if slanted else rect.x
 
 
 def _rim(start: Point, target: Point) -> Point:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape, quoteattr
 
-from tokdsl.commands.drawing.layout import ROUND, Circle, Line, Rect, Scene, Text
+from tokdsl.commands.drawing.layout import ROUND, SLOPE, Circle, Line, Rect, Scene, Text
 from tokdsl.commands.drawing.parts import Box, Frame, Kind
 
 #: fill and outline by kind; the lightness differs too, so that they differ without colour
@@ -145,7 +145,7 @@ def _box(rect: Rect) -> str:
 
 def _slanted(rect: Rect, narrow: bool) -> str:
     """Return the outline of a box that gets narrower, or wider, on the way down."""
-    left, right, slope = rect.x, rect.x + rect.width, 16.0
+    left, right, slope = rect.x, rect.x + rect.width, SLOPE
     up, down = (0.0, slope) if narrow else (slope, 0.0)
     corners = [
         (left + up, rect.y),

@@ -66,6 +66,14 @@ def shape_cases() -> list[Case]:
         ),
         use("concat", x=(kind(d, e), kind(e, d)), over=AxisRef("e"), reference=_joined_crossed),
         use(
+            "concat",
+            x=(kind(T, e, d), TD),
+            over=AxisRef("d"),
+            reference=lambda t: torch.cat(
+                (t["x_0"], t["x_1"].unsqueeze(2).expand(-1, -1, t["x_0"].shape[2], -1)), 3
+            ),
+        ),
+        use(
             "stack",
             x=(TD, TD),
             axis=new("two", 2),
@@ -169,6 +177,9 @@ def shape_cases() -> list[Case]:
             reference=_unfolded,
         ),
         use("patches", x=kind(axis("h", 4), axis("w", 6)), size=Dim.of(2), into=new("pixels", 4)),
+        use("prepend", x=TD, first=VECTOR, reference=_after),
+        use("prepend", x=TD, first=kind(axis("n", 3), d, batched=False), reference=_after),
+        use("prepend", x=TD, first=kind(d), reference=_after),
         use("arange", axis=new("n", 3), reference=lambda t: torch.tensor([0, 1, 2])),
         use("zeros", axes=pair, reference=lambda t: torch.zeros(3, 4)),
         use("ones", axes=pair[:1], reference=lambda t: torch.ones(3)),
@@ -199,3 +210,11 @@ def _padded(t: Tensors) -> Tensor:
 
 def _unfolded(t: Tensors) -> Tensor:
     return F.unfold(t["x"], 2, stride=2).transpose(1, 2)
+
+
+def _after(t: Tensors) -> Tensor:
+    """Put the first tokens, of a row or of all, before those of the stream."""
+    rows, _, width = t["x"].shape
+    first = t["first"].reshape(-1, 1, width) if t["first"].shape[0] == rows else None
+    shared = t["first"].reshape(1, -1, width).expand(rows, -1, -1)
+    return torch.cat((shared if first is None else first, t["x"]), 1)
