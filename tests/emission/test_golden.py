@@ -16,7 +16,7 @@ from tokdsl.graph.verify import verify
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.tok"))
 #: copied from templates without change, and tested where they are used
-VERBATIM = ("functional.py", "generation.py", "tokenizer.py")
+VERBATIM = ("checkpoint.py", "functional.py", "generation.py", "tokenizer.py")
 GOLDEN = ROOT / "tests" / "golden"
 every = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 

@@ -75,6 +75,11 @@ class Case:
         return importlib.import_module(f"{self.package.__name__}.checkpoint")
 
     @cached_property
+    def layouts(self) -> Any:
+        """The package's tables of published names."""
+        return importlib.import_module(f"{self.package.__name__}.layouts")
+
+    @cached_property
     def meta(self) -> dict[str, Any]:
         """The scalars of the reference."""
         data: dict[str, Any] = json.loads((FIXTURES / self.name / "meta.json").read_text("utf-8"))
@@ -112,8 +117,8 @@ class Case:
         """Return the gradients of the parameters in the published layout."""
         own = {name: torch.zeros_like(t) for name, t in self.model.state_dict().items()}
         own |= {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
-        rows = self.checkpoint.LAYOUTS[LAYOUT].tensors(own)
-        return {name: self.checkpoint.whole(target) for name, target in rows}
+        rows = self.layouts.LAYOUTS[LAYOUT].tensors(own)
+        return {name: self.layouts.whole(target) for name, target in rows}
 
     def splits(self, *counts: int) -> Tensor:
         """Return the logits of the reference's inputs, read in steps of so many tokens."""
@@ -241,3 +246,18 @@ def test_absorbed_latent_attention_gives_the_same(made: Make) -> None:
     logits = absorbed.tensors["out.logits"]
     assert (absorbed.logits() - logits).abs().max() < 1e-5
     assert (absorbed.splits(5, 1, 1, 17) - logits).abs().max() < 1e-5
+
+
+def test_experts_have_tensors_of_their_own_in_the_published_files(
+    made: Make, tmp_path: Path
+) -> None:
+    mixtral = made("mixtral")
+    mixtral.checkpoint.save(mixtral.model, tmp_path, "hub")
+    found, stacked = load_file(tmp_path / "model.safetensors"), load_file(mixtral.weights)
+    gate_and_up = stacked["model.layers.1.mlp.experts.gate_up_proj"][4].chunk(2)
+    for name, tensor in zip(("w1", "w3"), gate_and_up, strict=True):
+        published = found[f"model.layers.1.block_sparse_moe.experts.4.{name}.weight"]
+        assert torch.equal(published, tensor)
+    again = mixtral.package.Model.from_checkpoint(tmp_path, "hub").eval()
+    ids = mixtral.tensors["in.input_ids"]
+    assert torch.equal(again(ids).text, mixtral.logits())

@@ -121,7 +121,7 @@ class Diagnostic(Declared):
 
     def message(self) -> str:
         """Return the one line that stands alone."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no message")
 
     def label(self) -> str:
         """Return the short text under the primary span; empty means no text."""

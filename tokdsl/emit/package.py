@@ -9,8 +9,8 @@ from typing import Any
 
 from tokdsl import __version__
 from tokdsl.emit import classes, functions
-from tokdsl.emit.checkpoint import checkpoint
 from tokdsl.emit.environment import render
+from tokdsl.emit.layouts import layouts
 from tokdsl.emit.wrap import wrap
 from tokdsl.lower.plan import ClassPlan, Plan, StagePlan
 from tokdsl.tokenizers import description
@@ -34,7 +34,8 @@ def emit(plan: Plan, source_name: str) -> dict[str, str]:
         files["state.py"] = _state(plan, source_name)
         files["generation.py"] = render("package/generation.py.jinja", {})
     files.update(_tokenizer(plan))
-    files["checkpoint.py"] = checkpoint(plan, _header(plan, source_name))
+    files["layouts.py"] = layouts(plan, _header(plan, source_name))
+    files["checkpoint.py"] = render("package/checkpoint.py.jinja", {})
     files["__init__.py"] = _init(plan, source_name, files)
     return dict(sorted(files.items()))
 

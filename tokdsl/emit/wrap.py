@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 WIDTH = 100
 
 _OPEN = "([{"
 _OPERATORS = ("+ ", "- ", "* ", "/ ", "< ", "> ", "& ", "| ", "if", "==")
 _CLOSE = ")]}"
+_STRING = re.compile(r'"[^"]*"')
 
 
 def wrap(statement: str, indent: int, width: int = WIDTH) -> list[str]:
@@ -48,7 +51,7 @@ def _operator_outside(statement: str) -> bool:
     """Whether a binary operator stands outside all brackets of the right side."""
     right = statement.partition(" = ")[2]
     depth = 0
-    for i, char in enumerate(right):
+    for i, char in enumerate(_code(right)):
         if char in _OPEN:
             depth += 1
         elif char in _CLOSE:
@@ -83,7 +86,7 @@ def _split_operators(text: str) -> list[str]:
     for group in (("if", "else"), ("or",), ("and",), ("+", "-"), ("*", "/", "@")):
         pieces: list[str] = []
         depth, start = 0, 0
-        for i, char in enumerate(text):
+        for i, char in enumerate(_code(text)):
             if char in _OPEN:
                 depth += 1
             elif char in _CLOSE:
@@ -104,7 +107,7 @@ def _last_bracket(text: str) -> tuple[int, int] | None:
     """Return the outermost bracket pair that ends last and is not empty."""
     stack: list[int] = []
     found: tuple[int, int] | None = None
-    for i, char in enumerate(text):
+    for i, char in enumerate(_code(text)):
         if char in _OPEN:
             stack.append(i)
         elif char in _CLOSE and stack:
@@ -114,10 +117,15 @@ def _last_bracket(text: str) -> tuple[int, int] | None:
     return found
 
 
+def _code(text: str) -> str:
+    """Return the text with the content of string literals blotted out: nothing breaks there."""
+    return _STRING.sub(lambda found: "_" * len(found.group()), text)
+
+
 def _split(text: str, separator: str) -> list[str]:
     parts: list[str] = []
     depth, start = 0, 0
-    for i, char in enumerate(text):
+    for i, char in enumerate(_code(text)):
         if char in _OPEN:
             depth += 1
         elif char in _CLOSE:

@@ -1,4 +1,4 @@
-"""The text of ``checkpoint.py``: the layouts of a package as tables in code."""
+"""The text of ``layouts.py``: the layouts of a checkpoint as tables in code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ INDENT = 4
 _CHAIN = re.compile(r"(?<=[\])])\.")
 
 
-def checkpoint(plan: Plan, header: str) -> str:
-    """Return the text of ``checkpoint.py``."""
+def layouts(plan: Plan, header: str) -> str:
+    """Return the text of ``layouts.py``."""
     used = {head for layout in plan.layouts for head in _heads(layout.rows)}
     context: dict[str, Any] = {
         "header": header,
@@ -25,7 +25,7 @@ def checkpoint(plan: Plan, header: str) -> str:
         "fused": "Fused" in used,
         "reshaped": "Reshaped" in used,
     }
-    return render("package/checkpoint.py.jinja", context)
+    return render("package/layouts.py.jinja", context)
 
 
 def _layout(layout: LayoutPlan) -> dict[str, Any]:
