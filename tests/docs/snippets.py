@@ -12,7 +12,7 @@
 
 In output and excerpts ``...`` stands for anything: alone on a line for any number of lines, inside
 a line for any text. Other languages (``text``, ``sh``) are not run. ``--update-golden`` rewrites
-output that has no such dots.
+output that has no such dots, and formats specs.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Reader:
         """Run a block and return what it should hold."""
         match block.language:
             case "tok":
-                self._spec(block)
+                return self._spec(block)
             case "console":
                 return self._console(block)
             case "output":
@@ -167,21 +167,24 @@ class Reader:
 
     # ----------------------------------------------------------------- kinds of blocks
 
-    def _spec(self, block: Block) -> None:
+    def _spec(self, block: Block) -> str:
+        from tokdsl.commands.fmt import format_text
         from tokdsl.driver import check_source
         from tokdsl.source import SourceFile
 
         name = block.value("file")
+        text = format_text(block.text, "page").text if self.is_editor else block.text
         if name is not None:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text, "utf-8")
+            path.write_text(text, "utf-8")
         if "wrong" in block.words:
-            return
-        source = SourceFile(name or "example.tok", block.text)
-        complaints = disagreements(block.text, check_source(source, self.folder).report.sorted())
+            return text
+        source = SourceFile(name or "example.tok", text)
+        complaints = disagreements(text, check_source(source, self.folder).report.sorted())
         if complaints:
             raise Mismatch("\n".join(["the spec has other findings", *complaints]))
+        return text
 
     def _console(self, block: Block) -> str:
         text = ""

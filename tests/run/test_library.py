@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tokdsl.diagnostics import Report
 from tokdsl.driver import build
+from tokdsl.graph.elaborate import check_definitions
+from tokdsl.resolve.modules import Library
+from tokdsl.source import SourceFile
 from tokdsl.training.package import import_package
 
 
@@ -47,6 +52,17 @@ def route(
             buffer.copy_(torch.tensor(bias or [0.0] * count))
     both = made(torch.tensor([[scores]])).out[0, 0]
     return both[:, 0].tolist(), both[:, 1].long().tolist()
+
+
+def test_every_definition_checks_for_all_sizes() -> None:
+    report = Report()
+    library = Library(report)
+    names = [f.stem for f in (Path(__file__).parents[2] / "stdlib").glob("*.tok")]
+    text = "\n".join(f"use std.{name}" for name in sorted(names))
+    library.load(SourceFile("all.tok", text), None)
+    for scope in library._scopes.values():
+        check_definitions(scope, report)
+    assert not [finding.message() for finding in report]
 
 
 def sigmoid(x: float) -> float:
@@ -250,6 +266,53 @@ def test_masks_show_these_keys_to_these_queries(
     # equal scores: a query's result is the mean of the unit vectors of the keys that it sees
     found = made(torch.eye(4).unsqueeze(0)).out[0]
     assert ["".join("1" if w > 0 else "0" for w in row) for row in found] == seen
+
+
+@pytest.mark.parametrize(
+    ("definition", "activation"),
+    [
+        ("relu2(hidden = 5)", lambda t: t.relu().square()),
+        ("mlp(hidden = 5, bias = false)", torch.nn.functional.gelu),
+        ("mlp(hidden = 5, activation = silu, bias = false)", torch.nn.functional.silu),
+    ],
+)
+def test_feed_forward_blocks(
+    tmp_path: Path, definition: str, activation: Callable[[Tensor], Tensor]
+) -> None:
+    name = definition.partition("(")[0]
+    made = model(
+        tmp_path,
+        f"""
+        use std.ffn {{ {name} }}
+        model fed() {{
+          stage out(x: [T, d: 4]) {{ {definition} }}
+        }}
+        """,
+    )
+    block, x = getattr(made.out, name), torch.randn(2, 3, 4)
+    assert torch.allclose(made(x).out, block.down(activation(block.up(x))))
+
+
+def test_norms_stand_before_or_after_the_sums(tmp_path: Path) -> None:
+    made = model(
+        tmp_path,
+        """
+        use std.blocks { transformer, transformer_post }
+        model stacked() {
+          stage out(x: [T, d: 8]) {
+            transformer(heads = 2, kv_heads = 1)
+            transformer_post(heads = 2, mask = causal)
+          }
+        }
+        """,
+    )
+    x = torch.randn(1, 4, 8)
+    y = made(x).out
+    # the last norm has gain 1 and bias 0
+    assert y.mean(-1).abs().max() < 1e-5
+    assert torch.allclose(y.var(-1, correction=0), torch.ones(1, 4), atol=1e-3)
+    changed = torch.cat((x[:, :3], torch.randn(1, 1, 8)), dim=1)
+    assert torch.allclose(made(changed).out[:, :3], y[:, :3], atol=1e-6)
 
 
 def test_attention_options_compute_what_they_say(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def test_a_folder_without_a_checkpoint(package: ModuleType, tmp_path: Path) -> N
 
 def test_emitted_code_is_clean(package: ModuleType) -> None:
     assert package.__file__ is not None
-    code = Path(package.__file__).parent / "checkpoint.py"
+    code = Path(package.__file__).parent / "layouts.py"
     settings = ["--config", str(ROOT / "pyproject.toml"), "--no-cache"]
     for command in (["check", *settings], ["format", "--check", *settings]):
         ran = subprocess.run(
@@ -406,7 +406,7 @@ def test_emitted_code_is_typed(package: ModuleType, tmp_path: Path) -> None:
 
 def test_layers_are_loops(package: ModuleType) -> None:
     assert package.__file__ is not None
-    code = (Path(package.__file__).parent / "checkpoint.py").read_text()
+    code = (Path(package.__file__).parent / "layouts.py").read_text()
     assert "    for i in range(4):\n" in code
     assert "    for i in range(1, 4):\n" in code
     assert 'f"sparse.{i - 1}.experts.{e}.down"' in code
