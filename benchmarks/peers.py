@@ -287,15 +287,19 @@ class Timing:
 
 
 Work = Callable[[], None]
+Clock = Callable[[], float]
 
 
-def interleave(works: dict[str, Work], seconds: float, least: int) -> dict[str, list[float]]:
+def interleave(
+    works: dict[str, Work], seconds: float, least: int, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Run the works in turns until the time is used up and each was run `least` times.
 
     Args:
         works: what to time; each is run once before, untimed.
         seconds: time to spend on the whole.
         least: smallest number of runs of each.
+        clock: wall time, or processor time where the machine is busy with something else.
 
     Returns:
         Seconds of every run, by name.
@@ -306,9 +310,9 @@ def interleave(works: dict[str, Work], seconds: float, least: int) -> dict[str, 
     names, end = list(works), time.perf_counter() + seconds
     while len(times[names[0]]) < least or time.perf_counter() < end:
         for name in names:
-            start = time.perf_counter()
+            start = clock()
             works[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
         names.append(names.pop(0))  # nobody always runs after the same neighbour
     return times
 
@@ -399,6 +403,7 @@ def compare(
     thread_counts: Sequence[int] = (1, 2),
     modes: Sequence[str] = MODES,
     seconds: float = 20.0,
+    clock: Clock = time.perf_counter,
 ) -> list[Timing]:
     """Time one model beside its peer in every mode.
 
@@ -409,6 +414,7 @@ def compare(
         thread_counts: numbers of threads, one row of the table each.
         modes: which of `MODES`.
         seconds: time for each row.
+        clock: as in `interleave`.
 
     Returns:
         One timing per mode, batch and number of threads.
@@ -421,18 +427,19 @@ def compare(
             works["ours"] = works_of(mode, ours, batch, sizes)
             for count in thread_counts:
                 with threads(count):
-                    timings.append(_race(case, mode, batch, count, works, seconds))
+                    timing = Timing(case.name, mode, batch, count)
+                    _race(timing, works, seconds, clock)
+                    timings.append(timing)
     return timings
 
 
-def _race(
-    case: Case, mode: str, batch: int, count: int, works: dict[str, Work], seconds: float
-) -> Timing:
+def _race(timing: Timing, works: dict[str, Work], seconds: float, clock: Clock) -> None:
     """Find the peer's fastest setting with a third of the time, then race it against ours."""
-    trial = interleave({n: w for n, w in works.items() if n != "ours"}, seconds / 3, 3)
+    peers = {name: work for name, work in works.items() if name != "ours"}
+    trial = interleave(peers, seconds / 3, 3, clock)
     best = min(trial, key=lambda name: statistics.median(trial[name]))
-    times = interleave({"ours": works["ours"], best: works[best]}, seconds * 2 / 3, 7)
-    return Timing(case.name, mode, batch, count, times["ours"], {best: times[best]})
+    times = interleave({"ours": works["ours"], best: works[best]}, seconds * 2 / 3, 7, clock)
+    timing.ours, timing.peer = times["ours"], {best: times[best]}
 
 
 def cpu_name() -> str:
@@ -500,15 +507,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=Sizes.layers)
     parser.add_argument("--vocab", type=int, default=Sizes.vocab)
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each row")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count processor time: for one thread on a busy machine",
+    )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args(arguments)
     sizes = replace(Sizes(), layers=options.layers, vocab=options.vocab)
     known = cases(sizes)
+    clock = time.process_time if options.processor_time else time.perf_counter
     timings: list[Timing] = []
     for name in options.models or known:
-        ours = Package(load_ours(known[name]))
+        case, ours = known[name], Package(load_ours(known[name]))
         timings += compare(
-            known[name], ours, sizes, options.threads, options.modes, options.seconds
+            case, ours, sizes, options.threads, options.modes, options.seconds, clock
         )
         show(timings)
     save(timings, sizes, options.out)

@@ -43,7 +43,8 @@ def check_source(
     library = Library(report)
     scope = library.load(source, folder)
     checked = Checked(report, scope=scope, sources=library.sources)
-    modules = check_definitions(scope, report)
+    check_definitions(scope, report)
+    is_sound = not report.has_errors
     from tokdsl.checks.unused import check_unused_definitions
 
     for model in scope.models():
@@ -51,10 +52,10 @@ def check_source(
         program = elaborate(scope, model, overrides or {}, report)
         if not any(d.severity.value == "error" for d in report.found[before:]):
             checked.programs.append(program)
-            if not report.has_errors:
+            if is_sound:
                 checked.facts[program.name] = run_checks(program, report)
     if not report.has_errors:
-        check_unused_definitions(scope, modules, report)
+        check_unused_definitions(scope, report)
         library.report_unused_imports(scope)
     checked.report = apply_suppressions(source, report)
     return checked

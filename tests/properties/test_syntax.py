@@ -149,6 +149,26 @@ def test_a_comment_anywhere_is_kept(program: str, place: int, comment: str) -> N
     assert formatted(result) == result
 
 
+# ----------------------------------------------------------------------------- depth
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("- ", ""), ("1 + ", ""), ("f(", ")"), ("[", "]"), ("|i| ", ""), ("f(if a { ", " })"),
+     ("if a { b } else ", ""), ("if a { ", " }")],
+)  # fmt: skip
+def test_the_deepest_texts_go_through_everything(opening: str, closing: str) -> None:
+    last = "if a { b }" if "if" in opening else "x"
+    texts = [f"fn f(x) {{ y = {opening * n}{last}{closing * n} }}" for n in range(20, 200)]
+    sources = [SourceFile("t.tok", text) for text in texts]
+    fitting = [source for source in sources if not parse(source)[1]]
+    assert 0 < len(fitting) < len(sources)
+    module = parse(fitting[-1])[0]
+    assert "y" in format_module(fitting[-1], module)
+    assert same_tree(parse_yaml(SourceFile("t.tok.yaml", to_yaml(module)))[0], module)
+    assert repr(module)
+
+
 # ----------------------------------------------------------------------------- time
 
 
@@ -160,7 +180,7 @@ def test_a_comment_anywhere_is_kept(program: str, place: int, comment: str) -> N
         "fn f(x) { y = " + "-" * 20_000 + "x }",
         "fn f(x) { y = " + "1 + " * 20_000 + "x }",
         "fn f(x) { y = x" + ".a" * 20_000 + " }",
-        "fn f(x) {\n" + "  f(a\n" * 8_000 + "}\n",
+        "fn f(x) {\n" + "  f(a\n" * 4_000 + "}\n",
         "model m {\n" + "  stage a {\n" * 8_000,
         "fn f(x) {\n" + "  if a {\n  b\n" * 5_000 + "}\n" * 3,
         "fn f(x) { f(" + "," * 20_000 + ") }",

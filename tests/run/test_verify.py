@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tokdsl import driver
 from tokdsl.checks.facts import Facts
@@ -59,6 +60,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     program = checked.programs[0]
     files = driver.emit_program(checked, program, file.name)
     return Built(program, checked.facts[program.name], files)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 Load = Callable[..., Subject]

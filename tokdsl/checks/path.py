@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tokdsl.checks.reach import EVERYWHERE, FIRST, Reach, Source, join
-from tokdsl.checks.timing import Body, Timing, positions, varying
+from tokdsl.checks.timing import Body, Timing, landing, positions, varying
 from tokdsl.diagnostics import Label
 from tokdsl.graph.program import CallNode, LoopNode, Node, OpNode, Value
 from tokdsl.ops.base import Op
@@ -119,8 +119,9 @@ class Tracer:
             for mine, reach in body.reads.get(id(operand), {}).get(source, {}).items():
                 steps = self.timing.steps(body, node, name, operand, mine, value, flows)
                 for target, step in steps:
-                    if target == key:
-                        yield Candidate(operand, mine, step, join(reach, step), name)
+                    total = join(reach, step)
+                    if landing(target, total)[0] == key:
+                        yield Candidate(operand, mine, step, total, name)
 
     def _called(
         self, body: Body, node: Node, value: Value, source: Source, key: str | None
@@ -140,9 +141,11 @@ class Tracer:
                             yield Candidate(operand, mine, Reach(0, 0, 0), reach)
                         continue
                     for target, step in keys.items() if back.get(axis) == mine else ():
-                        if (names.get(target, target) if target else target) == key:
+                        total = join(reach, step)
+                        outer = names.get(target, target) if target else target
+                        if landing(outer, total)[0] == key:
                             place = ((index, axis), target)
-                            yield Candidate(operand, mine, step, join(reach, step), "", place)
+                            yield Candidate(operand, mine, step, total, "", place)
 
     def _inside(
         self, body: Body, node: Node, value: Value, best: Candidate, calls: tuple[Label, ...]

@@ -78,13 +78,10 @@ def _property(program: Program, facts: Facts, requirement: Requirement, report: 
         return
     if not _known_scope(program, requirement, report):
         return
-    if requirement.fact == "streaming" and not facts.streaming and not report.has_errors:
+    reason = facts.tables.get("not_streaming")
+    if requirement.fact == "streaming" and isinstance(reason, str) and reason:
         report.add(
-            RequirementNotMet(
-                span=requirement.span,
-                condition="streaming",
-                found="no output is a causal stream of tokens",
-            )
+            RequirementNotMet(span=requirement.span, condition="streaming", found=reason)
         )
 
 

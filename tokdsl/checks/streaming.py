@@ -70,15 +70,17 @@ def check(program: Program, facts: Facts, report: Report) -> None:
         if isinstance(node, OpNode) and _is_blocking(node, clocks)
     ]
     facts.tables["no_step_form"] = blockers
-    causal = bool(clocks) and all(facts.causal.get(stage.name, False) for stage in stages)
-    facts.streaming = causal and not blockers
+    reason = _reason(program, clocks)
+    causal = all(facts.causal.get(stage.name, False) for stage in stages)
+    facts.streaming = causal and not blockers and not reason
+    facts.tables["not_streaming"] = reason
     wanted = next((r for r in program.requirements if r.fact == "streaming"), None)
     if wanted is None:
         return
     # what reads later tokens is reported as such
     known = {found.span for found in report if isinstance(found, NotCausal)}
     for node in blockers:
-        span = _user_span(program, node)
+        span = user_span(program, node)
         if span in known:
             continue
         labels: tuple[Label, ...] = (Label(wanted.span, "required here"),)
@@ -92,6 +94,16 @@ def check(program: Program, facts: Facts, report: Report) -> None:
                 help="write it with `attend`, `conv1d`, `cumsum`, `ema` or `linear_recurrence`",
             )
         )
+
+
+def _reason(program: Program, clocks: set[Clock]) -> str:
+    """Return what about the inputs and outputs stands against a step-by-step decoder, or ""."""
+    if not clocks:
+        return "no output is a stream of tokens in time"
+    if len(program.inputs) != 1:
+        names = ", ".join(f"`{given.name}`" for given in program.inputs)
+        return f"a decoder takes one stream of tokens, the inputs are {names}"
+    return ""
 
 
 def forward_modules(program: Program) -> list[Module]:
@@ -143,7 +155,7 @@ def _streams(axis: Axis, clocks: set[Clock]) -> bool:
     return axis.clock is not None and not axis.memory and root_of(axis.clock) in clocks
 
 
-def _user_span(program: Program, wanted: Node) -> Span:
+def user_span(program: Program, wanted: Node) -> Span:
     """Return the place in the user's file through which a node of the library is reached."""
     if not wanted.span.file.name.startswith("std/"):
         return wanted.span

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tokdsl.checks.reach import (
     ALL,
@@ -140,7 +139,7 @@ class Timing:
                 for source, keys in body.reads.get(id(value), {}).items():
                     for key, reach in keys.items():
                         for target, step in self.steps(body, node, name, value, key, output, flows):
-                            add(reads, source, target, join(reach, step))
+                            add(reads, source, *landing(target, join(reach, step)))
             body.reads[id(output)] = reads
             support = self._support(body, node, given, flows, output)
             if support is not None:
@@ -433,20 +432,21 @@ def compose(
                         add(found, source, key, reach)
                 elif axis and back.get(axis) == key:
                     for target, step in keys.items():
-                        _extend(found, source, names, target, join(reach, step))
+                        name = names.get(target, target) if target else target
+                        add(found, source, *landing(name, join(reach, step)))
     return found
 
 
-def _extend(
-    found: Dependence, source: Any, names: Mapping[str, str], target: str | None, reach: Reach
-) -> None:
+def landing(target: str | None, reach: Reach) -> tuple[str | None, Reach]:
+    """Return where a way ends: what has no axis left is read from everywhere.
+
+    The first position reads the first one only, unless it reads later ones itself.
+    """
+    if target == FIRST and reach.hi > 0:
+        target = EVERYWHERE
     if target is EVERYWHERE:
-        sure = reach.sure > -INFINITY
-        add(found, source, EVERYWHERE, ALL if sure else PERHAPS)
-    elif target == FIRST:
-        add(found, source, *((FIRST, OWN) if reach.hi <= 0 else (EVERYWHERE, ALL)))
-    else:
-        add(found, source, names.get(target, target), reach)
+        return target, ALL if reach.sure > -INFINITY else PERHAPS
+    return target, OWN if target == FIRST else reach
 
 
 def _power(body: Body, count: int) -> Dependence:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokdsl.diagnostics import Diagnostic, Report, Severity
-from tokdsl.graph.program import Module
 from tokdsl.resolve.modules import FileScope
 from tokdsl.source import Span
 from tokdsl.syntax import tree
@@ -95,9 +94,8 @@ class UnusedStage(Diagnostic, code="TOK443", name="unused-stage", severity=WARNI
         return f"the objective does not depend on the stage `{self.unused}`"
 
 
-def check_unused_definitions(scope: FileScope, modules: list[Module], report: Report) -> None:
+def check_unused_definitions(scope: FileScope, report: Report) -> None:
     """Report the names of a file that nothing reads."""
-    del modules
     if scope.is_library:
         return
     for item in scope.module.items:

@@ -116,7 +116,7 @@ def parameter_list(plan: ClassPlan) -> list[str]:
     found = [f"{name}: {python}" for name, python, _ in plan.inputs]
     found += [f"{clock}: TokenClock" for clock in plan.clocks]
     if plan.collects_aux:
-        found.append("aux: Aux")
+        found.append("aux: Aux | None")
     if plan.stateful:
         found.append(f"state: {state_name(plan)} | None")
     return found
@@ -171,10 +171,12 @@ def body_lines(plan: ClassPlan) -> list[str]:
 def commented(text: str, item: Statement) -> list[str]:
     """Return a statement with its shape and source line beside it, or above if too long."""
     comment = "  ".join(part for part in (item.shape, where(item.span)) if part)
-    lines = wrap(text, INDENT)
+    if text.endswith(":"):
+        return [" " * (INDENT + item.indent) + text]
+    lines = wrap(text, INDENT + item.indent)
     if len(lines) == 1 and len(lines[0]) + len(comment) + 4 <= WIDTH:
         return [f"{lines[0]}  # {comment}"]
-    return [" " * INDENT + f"# {comment}", *lines]
+    return [" " * (INDENT + item.indent) + f"# {comment}", *lines]
 
 
 def _loop_lines(loop: Loop) -> list[str]:

@@ -71,7 +71,9 @@ def _model(plan: Plan, source_name: str) -> str:
         "clock_lines": _clock_lines(plan),
         "aux": plan.aux,
         "arguments": _forward_arguments(plan),
-        "aux_lists": ", ".join("[]" for _ in plan.aux),
+        "aux_type": "Aux | None" if plan.aux and plan.streaming else "Aux",
+        "aux_start": _aux_start(plan),
+        "objective_aux": any("aux." in line for line in _objective_lines(plan)),
         "objective": _objective_lines(plan),
         "has_objective": bool(plan.objective_result),
         "terms": plan.terms,
@@ -102,6 +104,12 @@ def _clocks(plan: Plan) -> list[dict[str, str]]:
                 }
             )
     return found
+
+
+def _aux_start(plan: Plan) -> str:
+    """Return the empty collection of auxiliary values; decode steps compute none."""
+    empty = f"Aux({', '.join('[]' for _ in plan.aux)})"
+    return f"{empty} if state is None else None" if plan.aux and plan.streaming else empty
 
 
 def _forward_arguments(plan: Plan) -> str:

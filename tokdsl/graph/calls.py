@@ -97,10 +97,10 @@ class Calls(Arguments):
 
     @property
     def ops(self) -> dict[str, type[Op]]:
-        """Every primitive by name."""
-        from tokdsl.ops import OPS
+        """The primitives that a program may name."""
+        from tokdsl.ops import WRITTEN
 
-        return OPS
+        return WRITTEN
 
     def _static_call(self, frame: Frame, name: str, node: tree.Call) -> tuple[object] | None:
         """Return the folded call in a tuple if all arguments are static, else None.
@@ -147,7 +147,7 @@ class Calls(Arguments):
         given = self._sort(frame, node)
         inputs: dict[str, Value] = dict(closure.operands)
         values: dict[str, object] = dict(closure.statics)
-        fields = {a.name: a for a in arguments(cls)}
+        fields = {a.name: a for a in arguments(cls) if a.name not in cls.hidden}
         for name, argument in given.named.items():
             spec = fields.get(name)
             if spec is None:
@@ -191,7 +191,8 @@ class Calls(Arguments):
         values: dict[str, object],
     ) -> None:
         operand_slots = [a for a in arguments(cls) if a.kind in ("operand", "operands")]
-        static_slots = [a for a in arguments(cls) if a.kind not in OPERAND_KINDS]
+        settable = [a for a in arguments(cls) if a.name not in cls.hidden]
+        static_slots = [a for a in settable if a.kind not in OPERAND_KINDS]
         free_operands = [a for a in operand_slots if a.name not in inputs]
         free_statics = [a for a in static_slots if a.name not in values]
         if not operand_slots:

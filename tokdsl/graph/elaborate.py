@@ -63,7 +63,6 @@ class Elaborator(Statements):
             self._bind_symbolic(frame, matched, operand, kind)
         self._check_defaults(frame, definition)
         self.finish_module(frame, definition, matched)
-        self.note_unused(frame)
         return module
 
     def _check_defaults(self, frame: Frame, definition: tree.Definition) -> None:
@@ -259,7 +258,6 @@ class Elaborator(Statements):
             module.broken = True
             frame.bind(stage.name, Value(UnknownType(), stage.span))
             raise
-        self.note_unused(inner)
         kind = module.results[0].type
         result = Value(kind, stage.span, stage.name, owner=frame.module)
         frame.bind(stage.name, result)

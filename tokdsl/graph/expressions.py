@@ -8,7 +8,7 @@ from tokdsl.graph.builder import Builder, Poison
 from tokdsl.graph.frame import Frame
 from tokdsl.graph.program import Value
 from tokdsl.graph.statics import Closure, Repeated, StaticError, Unknown
-from tokdsl.ops import OPS
+from tokdsl.ops import OPS, WRITTEN
 from tokdsl.resolve.modules import DefinitionRef, FileScope
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
@@ -121,8 +121,8 @@ class Expressions(Builder):
         found = frame.file.find(name)
         if found is not None:
             return found
-        if name in OPS:
-            return OPS[name]
+        if name in WRITTEN:
+            return WRITTEN[name]
         if name in statics.CONSTANTS:
             return statics.CONSTANTS[name]
         raise self._unknown(frame, node)
@@ -130,7 +130,7 @@ class Expressions(Builder):
     def _unknown(self, frame: Frame, node: tree.Name) -> Poison:
         from tokdsl.resolve.diagnostics import UnknownName
 
-        in_scope = [*frame.visible(), *frame.file.visible(), *OPS, *statics.STATIC_CALLS]
+        in_scope = [*frame.visible(), *frame.file.visible(), *WRITTEN, *statics.STATIC_CALLS]
         span, labels = self.at_user(frame, node.span, ())
         self.report.add(
             UnknownName(

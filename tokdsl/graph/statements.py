@@ -404,13 +404,9 @@ class Statements(Definitions):
         except Poison:
             frame.module.broken = True
             raise
-        self.note_unused(inner)
         del result
         module.results = (self._current(inner, statement),)
         return inner
-
-    def note_unused(self, frame: Frame) -> None:
-        """Hook for the check of unused names."""
 
     # ----------------------------------------------------------------- nested stages
 
@@ -491,7 +487,6 @@ class Statements(Definitions):
             symbolic=frame.symbolic,
         )
         self.run_body(inner, statement.body)
-        self.note_unused(inner)
         module.results = (self._current(inner, statement),)
         return inner
 

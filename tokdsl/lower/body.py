@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
 from tokdsl.lower.names import Names
 from tokdsl.lower.plan import Loop, Statement
+from tokdsl.lower.statistics import gather
 from tokdsl.ops.ambient import Constant, Position, Rename, Valid
 from tokdsl.ops.base import Code, Op
 from tokdsl.source import Span
@@ -48,11 +49,14 @@ class Body:
         self.text: dict[int, str] = {}
         self.statements: list[Statement | Loop] = []
         self._roots: dict[int, list[Value]] = {}
+        self._indent = 0
         #: variable of each clock, and the clocks that were needed
         self.clock_names: dict[str, str] = {}
         self.clocks: set[str] = set()
         #: variable that holds a clock's validity itself (in the objective)
         self.valid_names: dict[str, str] = {}
+        #: nodes that serve auxiliary values alone
+        self._for_aux = gather(module)
         self._uses = self._count_uses()
         self._last = self._last_uses()
         self._at = 0
@@ -67,6 +71,7 @@ class Body:
         """Fill the statements; return the text of the result."""
         for at, node in enumerate(self.module.nodes):
             self._at = at
+            self._guard(node)
             if isinstance(node, OpNode):
                 self._op(node)
             elif isinstance(node, CallNode):
@@ -79,6 +84,13 @@ class Body:
         self._at = len(self.module.nodes)
         results = [self.text[id(v)] for v in self.module.results]
         return ", ".join(results)
+
+    def _guard(self, node: Node) -> None:
+        """Open or close the block of what only auxiliary values need."""
+        inside = id(node) in self._for_aux
+        if inside and not self._indent:
+            self.statements.append(Statement((), "if aux is not None:", "", node.span))
+        self._indent = 4 if inside else 0
 
     # ----------------------------------------------------------------- uses
 
@@ -174,7 +186,9 @@ class Body:
         name = self.names.take(wanted, id(value))
         self.text[id(value)] = name
         self.statements.append(
-            Statement((name,), text, shape_comment(value.type), self._span(node, value))
+            Statement(
+                (name,), text, shape_comment(value.type), self._span(node, value), self._indent
+            )
         )
 
     def _bind_all(self, node: Node, text: str) -> None:
@@ -313,7 +327,9 @@ class Body:
     def _aux(self, node: AuxNode) -> None:
         value = node.inputs[0]
         text = self.text[id(value)]
-        self.statements.append(Statement((), f"aux.{node.name}.append({text})", "", node.span))
+        self.statements.append(
+            Statement((), f"aux.{node.name}.append({text})", "", node.span, self._indent)
+        )
         self._release(node)
 
 

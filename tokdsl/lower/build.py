@@ -359,7 +359,7 @@ def _objective(context: Context, module: Module) -> None:
     body.valid_names = context.plan.validity()
     for value, source in zip(module.inputs, context.program.objective_inputs, strict=True):
         kind, _, name = source.partition(":")
-        collected = f"torch.stack(output.aux.{name}{', dim=1' * value.type.batched})"
+        collected = f"torch.stack(aux.{name}{', dim=1' * value.type.batched})"
         body.text[id(value)] = {"stage": f"output.{name}", "input": name, "aux": collected}[kind]
     result = body.run()
     context.plan.objective = [s for s in body.statements if not hasattr(s, "call")]

@@ -42,7 +42,7 @@ def _rest(plan: ClassPlan) -> object:
 def _line(item: Statement | Loop) -> object:
     if isinstance(item, Loop):
         return item.attribute, item.target, item.call, item.indexed
-    return item.targets, item.text
+    return item.targets, item.text, item.indent
 
 
 # --------------------------------------------------------------------------- sizes as arguments

@@ -11,4 +11,7 @@ from tokdsl.ops.base import OPS, Fault, Op
 for _module in pkgutil.walk_packages(__path__, __name__ + "."):
     importlib.import_module(_module.name)
 
-__all__ = ["OPS", "Fault", "Op"]
+#: the primitives that a program may name
+WRITTEN = {name: cls for name, cls in OPS.items() if not cls.internal}
+
+__all__ = ["OPS", "WRITTEN", "Fault", "Op"]

@@ -20,6 +20,8 @@ class Ambient(Op):
 class Constant(Ambient):
     """A number written in the program; it takes the dtype of what it meets."""
 
+    internal: ClassVar[bool] = True
+
     value: object = None  # annotation kind "any": only the elaborator makes literals
 
     def type(self) -> TensorType:
@@ -50,6 +52,8 @@ class Position(Ambient):
     Shape: -> i64[T].   In decode steps positions go on from those already seen.
     """
 
+    internal: ClassVar[bool] = True
+
     axis: object = None
 
     def type(self) -> TensorType:
@@ -64,6 +68,8 @@ class Valid(Ambient):
 
     Shape: -> bool[T].
     """
+
+    internal: ClassVar[bool] = True
 
     axis: object = None
 
@@ -84,6 +90,8 @@ class Valid(Ambient):
 @op("as_axis")
 class Rename(Op):
     """The same tensor with a token axis under an index name (``x[i]``); costs nothing."""
+
+    internal: ClassVar[bool] = True
 
     x: Operand
     old: str

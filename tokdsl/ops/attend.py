@@ -85,6 +85,8 @@ class Visible(Op):
     only padding is hidden here, and the value is None at run time when there is none.
     """
 
+    internal: ClassVar[bool] = True
+
     predicate: Operand | None = None
     key_valid: Operand | None = None
     query: object = None
@@ -198,6 +200,8 @@ class Attend(Attention):
     Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023.
     """
 
+    hidden: ClassVar[tuple[str, ...]] = ("structured", "interval", "stride")
+
     q: Operand
     k: Operand
     v: Operand
@@ -299,6 +303,8 @@ class AttentionScores(Attention):
     Shape: q [T, heads, k], k [S, kv_heads, k] -> [heads, T, S].   Gradient: smooth.
     """
 
+    internal: ClassVar[bool] = True
+
     cached: ClassVar[tuple[str, ...]] = ("k",)
 
     q: Operand
@@ -341,6 +347,8 @@ class AttentionMix(Attention):
 
     Shape: scores [heads, T, S], v [S, kv_heads, v] -> [T, heads, v].   Gradient: smooth.
     """
+
+    internal: ClassVar[bool] = True
 
     cached: ClassVar[tuple[str, ...]] = ("v",)
 

@@ -207,6 +207,10 @@ class Op:
     ambient: ClassVar[bool] = False
     #: a parameter or buffer reads as itself (its attribute), not as a call
     random: ClassVar[bool] = False
+    #: made by the compiler and never written in a program
+    internal: ClassVar[bool] = False
+    #: fields that the compiler fills
+    hidden: ClassVar[tuple[str, ...]] = ()
     #: a discrete decision that is recorded and replayed
     decision: ClassVar[bool] = False
     #: operand (``*``: any) -> its value -> what the result then is, whatever the other operands are

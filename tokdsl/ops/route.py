@@ -78,6 +78,8 @@ class Route(Op):
 class RouteField(Op):
     """``r.pick`` or ``r.weight`` of a route."""
 
+    internal: ClassVar[bool] = True
+
     route: Operand
     part: str = "weight"
 
@@ -107,6 +109,8 @@ class Dispatch(Op):
 
     Shape: [*, d], route[experts, top] -> rows [rows by expert, d].   Gradient: smooth.
     """
+
+    hidden: ClassVar[tuple[str, ...]] = ("rows",)
 
     x: Operand
     route: Operand
@@ -194,6 +198,8 @@ class PerRow(Op):
 
     Shape: [*], i64 [experts] -> [rows, *].   Gradient: smooth.
     """
+
+    internal: ClassVar[bool] = True
 
     x: Operand
     groups: Companion

@@ -32,7 +32,7 @@ from tokdsl.ops.precedence import primary
 from tokdsl.ops.shape import ONE, plain_axis
 from tokdsl.types.dims import Dim, combine
 from tokdsl.types.tensors import Axis, Clock, TensorType, promote
-from tokdsl.types.time import EVERYTHING, INFINITY, Flow, Interval
+from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Flow, Interval
 
 
 def offset(by: Dim) -> Interval:
@@ -81,8 +81,18 @@ class At(Op):
         return [axis] if axis.clock is not None else []
 
     def flows(self) -> dict[str, list[Flow]]:
-        """The first or last token reaches everything."""
-        return {name: flows for name, flows in super().flows().items() if name != "valid"}
+        """The first token is later than none, the last one earlier than none."""
+        flows = super().flows().get("x", [])
+        if self.index == 0:
+            flows = [
+                replace(f, interval=POINTWISE, reads="first") if f.target is None else f
+                for f in flows
+            ]
+        return {"x": flows}
+
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "the last token is later than the others; take the first: `index = 0`"
 
     def torch(self, code: Code) -> str:
         """Return ``select``, or a form that skips padding."""

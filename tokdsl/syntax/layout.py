@@ -78,6 +78,7 @@ class Frame:
         stop: the first line inside it that seems to lie outside of it (of brackets: one that looks
             like a new statement; of a block: one that is not indented), as a state to go back to.
         added: whether its bracket was not written.
+        opened: whether the present statement has a block.
     """
 
     kind: str
@@ -89,6 +90,7 @@ class Frame:
     indent: int = -1
     stop: State | None = None
     added: bool = False
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,9 @@ class _Layout:
                 if not self.opens(at, kind):
                     return self.refuse(at)
             elif kind in OPENER:
+                if kind == "RBRACE" and top.head in BLOCK_HEADS and self.ends_unopened(top, at):
+                    at += 1
+                    continue
                 if stack[-1].kind != OPENER[kind]:
                     return self.mismatch(at, kind)
                 self.close(at, kind)
@@ -251,6 +256,7 @@ class _Layout:
             kind = kind if is_word else "NAME"
         frame.head = kind
         frame.ifs = 0
+        frame.opened = False
         frame.lead = raw.starts[at]
         may_stop = self.first[at] and frame.stop is None and frame.indent >= 0
         if may_stop and self.column(raw.starts[at]) <= frame.indent:
@@ -330,6 +336,7 @@ class _Layout:
         if len(stack) > DEPTH_LIMIT:
             return False
         stack.append(Frame(kind, at, block))
+        top.opened |= block
         if block:
             outer = next(frame for frame in reversed(stack[:-1]) if frame.block)
             stack[-1].indent = self.indent(outer.lead)
@@ -403,11 +410,23 @@ class _Layout:
             return False
         return self.column(self.raw.starts[at]) > self.indent(frame.lead)
 
+    def ends_unopened(self, frame: Frame, at: int) -> bool:
+        """Return whether a brace ends the block of a statement whose opening brace is missing.
+
+        It does when the block around the statement was not opened on the same line; the statement
+        is then reported because of its missing brace, and this one closes nothing else.
+        """
+        if frame.opened or self.first[at]:
+            return False
+        start = self.raw.starts[frame.raw] if frame.raw >= 0 else 0
+        return "\n" in self.text[start : self.raw.starts[at]]
+
     def add_opener(self, frame: Frame, at: int) -> None:
         """Begin the block of a statement that has none: its brace was forgotten."""
         here = self.out.ends[-1]
         self.faults.append(Fault("unopened", "{", here, here))
         self.out.add("LBRACE", "{", here, here)
+        frame.opened = True
         indent = self.indent(frame.lead)
         self.stack.append(Frame("LBRACE", at - 1, True, indent=indent, added=True))
 

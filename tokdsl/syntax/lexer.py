@@ -10,7 +10,7 @@ from tokdsl.syntax.tables import load_tables
 
 #: What is not a token of the language but must be told apart to be reported well.
 MISTAKES = (
-    ("BAD_NUMBER", r"\d\w*(?:\.\d\w*)?"),
+    ("BAD_NUMBER", r"\d\w*(?:\.\d\w*)?(?:(?<=[eE])[+-]\d\w*)?"),
     ("OPEN_STRING", r"\"[^\n]*|'[^\n]*"),
     ("BAD_CHARACTER", r"[^\n]"),
 )

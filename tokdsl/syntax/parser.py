@@ -23,6 +23,7 @@ from tokdsl.syntax.faults import (
 )
 from tokdsl.syntax.layout import Fault, lay_out
 from tokdsl.syntax.lexer import Mistake, Tokens, lex
+from tokdsl.syntax.mistakes import MisplacedStatement
 from tokdsl.syntax.recovery import Recovery
 from tokdsl.syntax.tables import load_tables
 
@@ -128,7 +129,8 @@ def drop_echoes(items: tuple[tree.Item, ...], found: list[Diagnostic]) -> list[D
             kept += group
             continue
         inside = [finding for finding in group if finding.span.start < end]
-        kept += inside or braces[:1]
+        caused = [f for f in inside[1:] if not isinstance(f, MisplacedStatement)]
+        kept += [*inside[:1], *caused] if inside else braces[:1]
     return kept
 
 

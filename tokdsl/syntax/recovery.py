@@ -234,7 +234,7 @@ class Recovery:
         nodes = self.mend(tokens, rule)
         if self.is_tainted(tokens):
             del self.found[before:]
-        elif isinstance(nodes[0], tree.BrokenStatement):
+        if isinstance(nodes[0], tree.BrokenStatement):
             self.forget_blocks(tokens.starts[0], before)
         return nodes
 

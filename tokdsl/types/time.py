@@ -67,8 +67,8 @@ class Flow:
         interval: offsets read, in ticks of the operand's clock.
         factor: for a change of clock: operand ticks per result tick (reduce) or its inverse
             given as a negative number (expand by ``-factor``).
-        reads: for a reduction to a coarser clock, what part of the segment a token is made of:
-            ``"whole"`` or ``"first"``.
+        reads: for a reduction, what part of a segment a token is made of: ``"whole"``,
+            ``"first"`` or ``"last"``; where the axis is gone, the segment is the sequence.
     """
 
     source: str

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
+
+import torch
 
 from tokdsl.checks.facts import Facts
 from tokdsl.graph.program import Program
@@ -50,15 +53,27 @@ def verify_package(
         seed: of weights and inputs.
         with_compile: also trace the model as one graph, which takes some seconds.
     """
-    subject = Subject(package, program, facts, seed)
     found: list[CheckResult] = []
     checks = (*CHECKS, ("forms", forms.check_compile)) if with_compile else CHECKS
-    for group, check in checks:
-        results = _run(group, check, subject)
-        if any(r.failed for r in results) and subject.has_decisions:
-            results = _again(group, check, subject, results)
-        found += results
+    with _one_thread():
+        subject = Subject(package, program, facts, seed)
+        for group, check in checks:
+            results = _run(group, check, subject)
+            if any(r.failed for r in results) and subject.has_decisions:
+                results = _again(group, check, subject, results)
+            found += results
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work on one thread: with tensors as small as here threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _run(group: str, check: Check, subject: Subject) -> list[CheckResult]:

@@ -23,6 +23,8 @@ WIDTH = 128
 LEAST_WIDTH = 32
 #: single parameters are not made smaller than this
 FLOOR = 16
+#: a vocabulary keeps as many
+CLASSES = 64
 #: what a window becomes, so that a probe sees it from both sides
 WINDOW = 6
 
@@ -58,13 +60,16 @@ def shrink(program: Program, parameters: float, count: Count) -> Sizes:
 
 def _proposals(program: Program, numbers: Sizes) -> Iterator[Sizes]:
     layers = _layer_counts(program, numbers)
+    classes = {i.classes.number for i in program.inputs if i.classes is not None}
     least_deep = max([2, *(_kinds(node) for node in _loops(program))])
     for deep in (least_deep, least_deep + 2, 2 * least_deep + 2, None):
         for divisor in DIVISORS:
             for least in (LEAST_WIDTH, 2 * LEAST_WIDTH, 8 * LEAST_WIDTH):
                 made: Sizes = {}
                 for name, n in numbers.items():
-                    if "window" in name:
+                    if n in classes:
+                        made[name] = _halved(n, CLASSES)
+                    elif "window" in name:
                         made[name] = min(n, WINDOW)
                     elif name in layers:
                         made[name] = n if deep is None else min(n, deep)

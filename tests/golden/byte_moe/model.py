@@ -150,20 +150,22 @@ class WatchedTopk(nn.Module):
         super().__init__()
         self.gate = nn.Linear(192, 8, bias=False)
 
-    def forward(self, x: Tensor, valid: Tensor | None, aux: Aux) -> Route:
+    def forward(self, x: Tensor, valid: Tensor | None, aux: Aux | None) -> Route:
         """Compute the result."""
         gate = self.gate(x).float()  # (B, T, experts)  byte_moe.tok:9
-        z = masked_mean(gate.logsumexp(dim=-1).square(), valid)  # scalar  losses.tok:49
-        aux.z.append(z)  # byte_moe.tok:10
+        if aux is not None:
+            z = masked_mean(gate.logsumexp(dim=-1).square(), valid)  # scalar  losses.tok:49
+            aux.z.append(z)  # byte_moe.tok:10
         probs = gate.softmax(dim=-1)  # (B, T, experts)  byte_moe.tok:11
         w, pick = topk_stable(probs, 2, dim=-1)  # (B, T, top)  byte_moe.tok:12
-        # (experts)  losses.tok:24
-        chosen = histogram(pick, 8, dim=(0, 1, 2), mask=token_mask(valid, 1, 3))
-        share = chosen * 2 / chosen.sum()  # (experts)  losses.tok:25
-        # scalar  losses.tok:26
-        sum_ = (share * masked_mean(probs, token_mask(valid, 1, 3), dim=(0, 1))).sum()
-        balance = 8 * sum_  # scalar  losses.tok:26
-        aux.balance.append(balance)  # byte_moe.tok:13
+        if aux is not None:
+            # (experts)  losses.tok:24
+            chosen = histogram(pick, 8, dim=(0, 1, 2), mask=token_mask(valid, 1, 3))
+            share = chosen * 2 / chosen.sum()  # (experts)  losses.tok:25
+            # scalar  losses.tok:26
+            sum_ = (share * masked_mean(probs, token_mask(valid, 1, 3), dim=(0, 1))).sum()
+            balance = 8 * sum_  # scalar  losses.tok:26
+            aux.balance.append(balance)  # byte_moe.tok:13
         # 2 of 8 experts  byte_moe.tok:14
         return Route(pick, (w / w.sum(dim=-1).unsqueeze(-1)).to(x.dtype))
 
@@ -196,7 +198,7 @@ class Moe(nn.Module):
         self.router = WatchedTopk()
         self.expert = SwigluExperts()
 
-    def forward(self, x: Tensor, valid: Tensor | None, aux: Aux) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None, aux: Aux | None) -> Tensor:
         """Compute the result."""
         router = self.router(x, valid, aux)  # 2 of 8 experts  experts.tok:8
         rows, groups, order = dispatch(x, router.pick, 8)  # (rows, d)  experts.tok:9
@@ -225,7 +227,7 @@ class TextLayer(nn.Module):
         rotation: Rotation,
         mask: Tensor | None,
         valid: Tensor | None,
-        aux: Aux,
+        aux: Aux | None,
         state: TextLayerState | None,
     ) -> Tensor:
         """Compute the result."""
@@ -262,7 +264,9 @@ class Text(nn.Module):
             layers=[cast(TextLayer, layer).new_state() for layer in self.layers],
         )
 
-    def forward(self, ids: Tensor, clock: TokenClock, aux: Aux, state: TextState | None) -> Tensor:
+    def forward(
+        self, ids: Tensor, clock: TokenClock, aux: Aux | None, state: TextState | None
+    ) -> Tensor:
         """Compute the result."""
         x = self.embed(ids)  # (B, T, d)  byte_moe.tok:29
         # (pair)  rotary.tok:12
@@ -279,7 +283,7 @@ class Output(NamedTuple):
     """The results of all stages, and the auxiliary values."""
 
     text: Tensor  # (B, T, vocab)
-    aux: Aux
+    aux: Aux | None
 
 
 class Loss(NamedTuple):
@@ -323,7 +327,7 @@ class Model(nn.Module):
 
         Shape: ids (B, T), valid (B, T) bool, true at tokens and false at padding
         """
-        aux = Aux([], [])
+        aux = Aux([], []) if state is None else None
         clock = token_clock(ids, valid) if state is None else state.clock.advance(ids, valid)
         text = self.text(ids, clock, aux, state and state.text)
         return Output(text, aux)
@@ -335,10 +339,12 @@ class Model(nn.Module):
     ) -> Loss:
         """Compute the objective; arguments as in `forward`."""
         output = self(ids, valid)
+        aux = output.aux
+        assert aux is not None, "collected in a whole pass"
         # scalar  losses.tok:5
         next_token = cross_entropy(output.text, targets_ahead(ids, ahead=1, dim=-1, valid=valid))
-        balance = torch.stack(output.aux.balance).mean()  # scalar  byte_moe.tok:41
-        z = torch.stack(output.aux.z).mean()  # scalar  byte_moe.tok:41
+        balance = torch.stack(aux.balance).mean()  # scalar  byte_moe.tok:41
+        z = torch.stack(aux.z).mean()  # scalar  byte_moe.tok:41
         total = next_token + 0.01 * balance + 0.001 * z
         return Loss(
             total,
