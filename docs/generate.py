@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
+import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from tokdsl.ops import Op
 from tokdsl.source import SourceFile
 from tokdsl.syntax.tree import Module
 
@@ -55,30 +59,125 @@ def commands() -> Iterator[str]:
 
 def primitives() -> Iterator[str]:
     """Yield the page of the primitive operations, family by family."""
-    from tokdsl.ops import OPS
+    from tokdsl.ops import WRITTEN
+
+    families: dict[str, list[str]] = {}
+    for name, cls in sorted(WRITTEN.items()):
+        families.setdefault(cls.__module__, []).append(name)
+    yield "# Primitive operations\n"
+    yield PRIMITIVES
+    yield "| family | operations |\n|---|---|"
+    for module, names in sorted(families.items()):
+        family = module.rpartition(".")[2]
+        listed = ", ".join(f"[`{name}`](#{name})" for name in names)
+        yield f"| [{family}](#family-{family}) | {listed} |"
+    yield ""
+    for module, names in sorted(families.items()):
+        family = module.rpartition(".")[2]
+        yield f'## <a id="family-{family}"></a>{family}\n'
+        yield f"{_readable(first_line(module))}\n"
+        for name in names:
+            yield f'### <a id="{name}"></a>`{_call(WRITTEN[name])}`\n'
+            yield from _described(inspect.cleandoc(WRITTEN[name].__doc__ or ""))
+
+
+PRIMITIVES = """\
+Everything in the library is written with these. Tensors stand before the `;`, everything else after
+it; what has a value after `=` may be left out. `name: size` makes an axis; a name alone makes one
+that is called like a static value and has its size. In shapes `*` and `*a` stand for any axes, and
+the batch is not written.
+"""
+
+
+def first_line(module: str) -> str:
+    """Return the first line of a module's docstring."""
+    return (importlib.import_module(module).__doc__ or "").strip().partition("\n")[0]
+
+
+def _call(cls: type[Op]) -> str:
+    """Return how an operation is called."""
     from tokdsl.ops.base import arguments
 
-    yield "# Primitive operations\n"
-    yield "Everything in the library is written with these.\n"
-    families: dict[str, list[str]] = {}
-    for name, cls in sorted(OPS.items()):
-        families.setdefault(cls.__module__.rpartition(".")[2], []).append(name)
-    for family, names in sorted(families.items()):
-        yield f"## {family}\n"
-        for name in names:
-            cls = OPS[name]
-            fields = [
-                f"{a.name}: {a.kind}" + (f" = {_literal(a.default)}" if a.optional else "")
-                for a in arguments(cls)
-            ]
-            yield f"### `{name}({', '.join(fields)})`\n"
-            yield inspect.cleandoc(cls.__doc__ or "") + "\n"
+    before, after = [], []
+    for argument in arguments(cls):
+        if argument.name in cls.hidden or argument.kind == "companion":
+            continue
+        if argument.kind in ("operand", "operands") and not argument.optional:
+            before.append(argument.name + (", ..." if argument.kind == "operands" else ""))
+        else:
+            has_default = argument.optional and argument.kind != "new_axes"
+            default = f" = {_literal(argument.default)}" if has_default else ""
+            after.append(f"{argument.name}{KINDS.get(argument.kind, '')}{default}")
+    inside = "; ".join(", ".join(part) for part in (before, after) if part)
+    return f"{cls.op_name}({inside})"
+
+
+#: what stands after an argument's name, by how it is read
+KINDS = {
+    "axis": ": axis",
+    "axes": ": axes",
+    "new_axis": ": size",
+    "new_axes": ": size, ...",
+    "size": ": int",
+    "sizes": ": int, ...",
+    "int": ": int",
+    "float": ": float",
+    "bool": ": bool",
+    "str": ": str",
+    "init": ": init",
+    "predicate": ": expression",
+    "operand": ": tensor",
+}
+
+
+def _described(doc: str) -> Iterator[str]:
+    """Yield the parts of a docstring: prose, then arguments, shape, gradient and source."""
+    points: list[str] = []
+    for paragraph in doc.split("\n\n"):
+        if not re.match(r"(Args|Shape|Gradient|Source|Units|Raises):", paragraph):
+            yield _readable(paragraph) + "\n"
+            continue
+        lines: list[str] = []
+        for line in paragraph.split("\n"):
+            is_next = re.match(r"(Args|Shape|Gradient|Source|Units|Raises):|    \w+: ", line)
+            if is_next or not lines:
+                lines.append(line)
+            else:
+                lines[-1] += f" {line.strip()}"
+        points += [point for line in lines for point in _points(line)]
+    if points:
+        yield "\n".join(points) + "\n"
+
+
+def _points(line: str) -> Iterator[str]:
+    """Yield the points of a list that a line of a section makes."""
+    head, _, text = line.partition(":")
+    if line.startswith("    "):
+        yield f"- `{head.strip()}`: {_readable(text.strip())}"
+    elif head == "Shape":
+        shape, _, gradient = text.partition("Gradient:")
+        types, dot, rest = shape.strip().partition(".  ")
+        types = types.removesuffix(".")
+        yield f"- Shape: `{types}`" + (
+            f". {_readable(rest.strip())}" if dot and rest.strip() else ""
+        )
+        if gradient:
+            yield f"- Gradient: {_readable(gradient.strip())}"
+    elif head != "Args":
+        yield f"- {head}: {_readable(text.strip())}"
+
+
+def _readable(text: str) -> str:
+    """Return docstring text as Markdown: code is in single backticks, an axis list is code."""
+    return text.replace("``", "`")
 
 
 def _literal(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
-    return str(value)
+    if value == ():
+        return "none"
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def library() -> Iterator[str]:
@@ -86,16 +185,46 @@ def library() -> Iterator[str]:
     from tokdsl.resources import resource
     from tokdsl.syntax import tree
 
+    files = [
+        (name, *_parsed(name, path))
+        for name, path in sorted(_library_files(resource("stdlib"), "std"))
+    ]
     yield "# Standard library\n"
-    for name, path in sorted(_library_files(resource("stdlib"), "std")):
-        source, module = _parsed(name, path)
+    yield (
+        "The library is written in the language; its files are in `stdlib/`. The names of the "
+        "prelude need no `use`.\n"
+    )
+    yield "| file | definitions |\n|---|---|"
+    for name, _, module in files:
+        defined = [item.name for item in module.items if isinstance(item, tree.Definition)]
+        used = [i.name for u in module.items if isinstance(u, tree.Use) for i in u.names]
+        listed = ", ".join(f"`{item}`" for item in (used if name == "std.prelude" else defined))
+        link = name if name == "std.prelude" else f"[{name}](#{name.replace('.', '')})"
+        yield f"| {link} | {listed} |"
+    yield ""
+    for name, source, module in files:
+        if name == "std.prelude":
+            continue
         yield f"## {name}\n"
+        yield f"{_file_comment(source)}\n"
         for item in module.items:
             if isinstance(item, tree.Definition):
                 signature = source.text[item.span.start : item.body.span.start].strip()
-                yield f"```tok\n{signature}\n```\n"
+                yield f"### {item.name}\n"
                 if item.doc:
-                    yield f"{item.doc}\n"
+                    yield f"{_with_source_apart(item.doc)}\n"
+                yield f"```text\n{signature}\n```\n"
+
+
+def _file_comment(source: SourceFile) -> str:
+    """Return the comment with which a file begins."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), source.text.split("\n"))
+    return "\n".join(line[1:].strip() for line in lines)
+
+
+def _with_source_apart(doc: str) -> str:
+    """Return a comment in which the source is a paragraph of its own."""
+    return re.sub(r"\nSource: ", "\n\nSource: ", doc)
 
 
 def _library_files(folder: Traversable, name: str) -> Iterator[tuple[str, Traversable]]:

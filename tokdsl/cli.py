@@ -414,6 +414,13 @@ def train(
     accumulate: Annotated[int, typer.Option(help="Parts of a step.")] = _TRAIN.accumulate,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = _TRAIN.lr,
     warmup: Annotated[int, typer.Option(help="Steps over which it rises.")] = _TRAIN.warmup,
+    weight_decay: Annotated[
+        float, typer.Option(help="Pulls matrices to zero.")
+    ] = _TRAIN.weight_decay,
+    clip: Annotated[float, typer.Option(help="The largest norm of the gradient.")] = _TRAIN.clip,
+    held_out: Annotated[
+        float, typer.Option(help="The share of the text, at its end, that is only measured.")
+    ] = _TRAIN.held_out,
     seed: Annotated[int, typer.Option(help="Makes a run repeatable.")] = _TRAIN.seed,
     eval_every: Annotated[
         int, typer.Option(help="Steps between measurements; 0: at the end.")
@@ -440,6 +447,9 @@ def train(
         accumulate=accumulate,
         lr=lr,
         warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        held_out=held_out,
         seed=seed,
         eval_every=eval_every,
         save_every=save_every,
@@ -475,16 +485,21 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Choose among the K likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest P.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A token that ends the text; repeatable.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ) -> None:
     """Write text with a trained model, piece by piece as it comes."""
     from tokdsl.commands.generate import TrainingError, read_prompt
     from tokdsl.commands.generate import generate as write
 
-    sampling = Sampling(tokens, temperature, top_k, top_p, seed)
+    sampling = Sampling(tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
     try:
         start = read_prompt(prompt, prompt_file)
         typer.echo(start, nl=False)
-        write(package or _only_package(run), run, start, _show_piece, sampling)
+        where = package or _only_package(run)
+        write(where, run, start, _show_piece, sampling, threads=threads)
     except TrainingError as error:
         _fail(error)
     typer.echo()

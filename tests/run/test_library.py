@@ -14,7 +14,7 @@ from torch import Tensor
 from tokdsl.diagnostics import Report
 from tokdsl.driver import build
 from tokdsl.graph.elaborate import check_definitions
-from tokdsl.resolve.modules import Library
+from tokdsl.resolve.modules import FileScope, Library
 from tokdsl.source import SourceFile
 from tokdsl.training.package import import_package
 
@@ -59,9 +59,11 @@ def test_every_definition_checks_for_all_sizes() -> None:
     library = Library(report)
     names = [f.stem for f in (Path(__file__).parents[2] / "stdlib").glob("*.tok")]
     text = "\n".join(f"use std.{name}" for name in sorted(names))
-    library.load(SourceFile("all.tok", text), None)
-    for scope in library._scopes.values():
-        check_definitions(scope, report)
+    scope = library.load(SourceFile("all.tok", text), None)
+    modules = [found for found in scope.names.values() if isinstance(found, FileScope)]
+    assert len(modules) == len(names)
+    for module in modules:
+        check_definitions(module, report)
     assert not [finding.message() for finding in report]
 
 

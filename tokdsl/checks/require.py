@@ -80,9 +80,7 @@ def _property(program: Program, facts: Facts, requirement: Requirement, report: 
         return
     reason = facts.tables.get("not_streaming")
     if requirement.fact == "streaming" and isinstance(reason, str) and reason:
-        report.add(
-            RequirementNotMet(span=requirement.span, condition="streaming", found=reason)
-        )
+        report.add(RequirementNotMet(span=requirement.span, condition="streaming", found=reason))
 
 
 def _limit(program: Program, facts: Facts, requirement: Requirement, report: Report) -> None:

@@ -83,9 +83,9 @@ class PredicateReader:
     def _negated(self, value: Value, inputs: dict[int, Value]) -> Interval:
         inner = self.interval(value, inputs)
         if inner.exact and inner.lo == -INFINITY and inner.hi < INFINITY:
-            return Interval(inner.hi + 1, INFINITY)
+            return Interval(inner.hi + 1 / self.stride, INFINITY)
         if inner.exact and inner.hi == INFINITY and inner.lo > -INFINITY:
-            return Interval(-INFINITY, inner.lo - 1)
+            return Interval(-INFINITY, inner.lo - 1 / self.stride)
         return Interval(-INFINITY, INFINITY, exact=False)
 
     def _comparison(self, name: str, node: OpNode, inputs: dict[int, Value]) -> Interval:

@@ -211,6 +211,7 @@ class Body:
                 text,
                 shape_comment(node.outputs[0].type),
                 self._span(node, node.outputs[0]),
+                self._indent,
             )
         )
 
