@@ -13,10 +13,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = "<!-- Written by "
 
 
-WRITTEN_BY_HAND = [p for p in PAGES if not p.read_text("utf-8").startswith(GENERATED)]
+#: pages that train and verify a model
+LONG = {"tutorial"}
+WRITTEN_BY_HAND = [
+    pytest.param(page, marks=[pytest.mark.slow] if page.stem in LONG else [], id=page.stem)
+    for page in PAGES
+    if not page.read_text("utf-8").startswith(GENERATED)
+]
 
 
-@pytest.mark.parametrize("page", WRITTEN_BY_HAND, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WRITTEN_BY_HAND)
 def test_page_does_what_it_says(page: Path, tmp_path: Path, update_golden: bool) -> None:
     home = tmp_path / "home"
     home.mkdir()
