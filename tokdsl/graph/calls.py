@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokdsl.diagnostics import Label
 from tokdsl.graph import statics
 from tokdsl.graph.arguments import OPERAND_KINDS, Arguments, Given, describe, op_owns, rank
 from tokdsl.graph.builder import Poison
@@ -162,7 +163,7 @@ class Calls(Arguments):
         self._op_positional(frame, cls, node, given, inputs, values)
         missing = self._missing(cls, inputs, values)
         if missing is not None and missing.kind in OPERAND_KINDS and not inputs:
-            return Closure(cls, tuple(values.items()), (), node.span, closure.shared)
+            return Closure(cls, tuple(values.items()), (), node.span, closure.shared, closure.home)
         if missing is not None:
             raise self.fail(
                 frame,
@@ -340,12 +341,29 @@ class Calls(Arguments):
                 key = (id(results[0].owner), str(axis.size))
                 self.companions[key] = {"groups": results[1], "order": results[2]}
 
+    def shared_name(self, frame: Frame, closure: Closure, node: tree.Node | None) -> str:
+        """Return the name of a shared instance, if it is owned by this body.
+
+        Raises:
+            Poison: if it is owned by another body (reported).
+        """
+        if closure.home is not frame.module:
+            raise self.fail(
+                frame,
+                "shared-elsewhere",
+                node.span if node is not None else closure.span,
+                f"the shared `{closure.shared}` belongs to another body",
+                labels=(Label(closure.span, "shared here"),),
+                help="use it where it is shared, or in a `repeat` there",
+            )
+        return closure.shared
+
     def _attribute_for(
         self, frame: Frame, closure: Closure | None, fallback: str, node: tree.Node | None
     ) -> str:
         """Return the name of what this call owns: the equation's, or the callee's."""
         if closure is not None and closure.shared:
-            return closure.shared
+            return self.shared_name(frame, closure, node)
         return frame.attribute(frame.targets.pop(id(node), fallback))
 
     # ----------------------------------------------------------------- definitions
@@ -376,11 +394,15 @@ class Calls(Arguments):
         if not any(isinstance(v, Value) for v in operands.values()) and definition.operands:
             first = definition.operands[0]
             if first.name not in operands:
-                return Closure(target, tuple(values.items()), (), node.span, closure.shared)
+                return Closure(
+                    target, tuple(values.items()), (), node.span, closure.shared, closure.home
+                )
         first_missing = definition.operands and definition.operands[0].name not in operands
         if first_missing:
             kept = tuple((k, v) for k, v in operands.items() if v is not None)
-            return Closure(target, tuple(values.items()), kept, node.span, closure.shared)
+            return Closure(
+                target, tuple(values.items()), kept, node.span, closure.shared, closure.home
+            )
         return self.instantiate(frame, target, operands, values, node, closure)
 
     def _positional(

@@ -346,6 +346,7 @@ class Definitions(Calls):
     ) -> str:
         if closure is None or not closure.shared:
             return self._attribute_for(frame, closure, target.name, node)
+        self.shared_name(frame, closure, node)
         first = frame.shared.setdefault(closure.shared, module)
         if first is not module:
             raise self.fail(

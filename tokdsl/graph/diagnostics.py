@@ -549,6 +549,27 @@ class VocabularyMismatch(Diagnostic, code="TOK326", name="vocabulary-mismatch", 
         return self.text
 
 
+class SharedElsewhere(Diagnostic, code="TOK327", name="shared-elsewhere", severity=ERROR):
+    """A shared definition is used in another body than the one that owns it.
+
+    One set of parameters has one owner: the body with the `shared` line, and the `repeat`s in it.
+
+    ```tok error
+    fn g(x: [*, d]; f: fn) -> [*, d] { f(x) }
+    fn h(x: [*, d]) -> [*, d] { shared f = linear(d); g(f(x); f = f) }
+    ```
+    ```tok ok
+    fn h(x: [*, d]) -> [*, d] { shared f = linear(d); repeat 3 { f(it) } }
+    ```
+    """
+
+    text: str
+
+    def message(self) -> str:
+        """Return expected, then found."""
+        return self.text
+
+
 class NotAStage(Diagnostic, code="TOK324", name="not-a-stage", severity=ERROR):
     """A model member or statement is not allowed where it stands.
 

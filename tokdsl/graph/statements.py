@@ -194,7 +194,7 @@ class Statements(Definitions):
                 "`shared` needs a definition that is not yet applied to a tensor",
                 help=f"write `shared {name} = definition(static arguments)`",
             )
-        shared = replace(value, shared=frame.attribute(name))
+        shared = replace(value, shared=frame.attribute(name), home=frame.module)
         frame.bind(name, shared, statement.span)
         return shared
 
@@ -346,7 +346,20 @@ class Statements(Definitions):
             raise Poison
         if frame.symbolic and not (isinstance(count, Dim) and count.is_number):
             number = 1
+        if _uses_shared(frame, statement.body):
+            return self._unrolled(frame, statement, number)
         return self._loop(frame, statement, stream, number)
+
+    def _unrolled(self, frame: Frame, statement: tree.Repeat, count: int) -> object:
+        """Repeat in this very body, so that a definition shared here is one instance."""
+        names = dict(frame.names)
+        for i in range(count):
+            if statement.index is not None:
+                number: object = Unknown("int") if frame.symbolic else Dim.of(i)
+                frame.bind(statement.index, number)
+            self.run_body(frame, statement.body)
+        frame.names = names
+        return frame.stream
 
     def _loop(self, frame: Frame, statement: tree.Repeat, stream: Value, count: int) -> object:
         varies = statement.index is not None and _mentions(statement.body, statement.index)
@@ -496,6 +509,16 @@ def has_parameters(node: object) -> bool:
     if isinstance(node, OpNode):
         return bool(node.op.parameters())
     return isinstance(node, CallNode) and owns(node.module)
+
+
+def _uses_shared(frame: Frame, body: tree.Body) -> bool:
+    """Whether a body calls a definition that is shared in the surrounding one."""
+    return any(
+        isinstance(binding.value, Closure)
+        and binding.value.home is frame.module
+        and _mentions(body, name)
+        for name, binding in frame.names.items()
+    )
 
 
 def _mentions(node: object, name: str) -> bool:

@@ -35,7 +35,8 @@ class Closure:
         target: what is called.
         statics: given static arguments by parameter name.
         operands: given tensor operands by name.
-        shared: identity of the instance if every call must use the same parameters.
+        shared: name of the instance if every call must use the same parameters.
+        home: the module that owns the shared instance.
     """
 
     target: DefinitionRef | type[Op]
@@ -43,6 +44,7 @@ class Closure:
     operands: tuple[tuple[str, Value], ...]
     span: Span
     shared: str = ""
+    home: object = None
 
     @property
     def name(self) -> str:

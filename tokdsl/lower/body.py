@@ -50,6 +50,7 @@ class Body:
         self.statements: list[Statement | Loop] = []
         self._roots: dict[int, list[Value]] = {}
         self._indent = 0
+        self._state_names = state_names(module)
         #: variable of each clock, and the clocks that were needed
         self.clock_names: dict[str, str] = {}
         self.clocks: set[str] = set()
@@ -230,7 +231,7 @@ class Body:
         types = dict(op.operand_types())  # under the axis names of the body that it comes from
         state = ""
         if self.shared.streaming and op.state() is not None:
-            state = f"state.{node.attribute}"
+            state = f"state.{self._state_name(node)}"
         attribute = f"self.{node.attribute}" if node.attribute else ""
         code = Code(operands, types, node.outputs[0].type, attribute, state, self.sizes)
         text = op.torch(code)
@@ -273,6 +274,10 @@ class Body:
 
     # ----------------------------------------------------------------- calls
 
+    def _state_name(self, node: Node) -> str:
+        """Return the field of this use's state: each use of a shared instance has its own."""
+        return self._state_names.get(id(node), node.attribute)
+
     def _arguments(self, module: Module, inputs: tuple[Value, ...], state: str) -> str:
         texts = [self.text[id(v)] for v in inputs]
         if id(module) in self.shared.collects:
@@ -282,7 +287,7 @@ class Body:
         return ", ".join(texts)
 
     def _call(self, node: CallNode) -> None:
-        state = f"state and state.{node.attribute}"
+        state = f"state and state.{self._state_name(node)}"
         arguments = self._arguments(node.module, node.inputs, state)
         text = f"self.{node.attribute}({arguments})"
         value = node.outputs[0]
@@ -332,6 +337,22 @@ class Body:
             Statement((), f"aux.{node.name}.append({text})", "", node.span, self._indent)
         )
         self._release(node)
+
+
+def state_names(module: Module) -> dict[int, str]:
+    """Return the state field of each node: ``f``, ``f_2`` for further uses of a shared ``f``."""
+    owned = {node.attribute for node in module.nodes}
+    taken: set[str] = set()
+    names: dict[int, str] = {}
+    for node in module.nodes:
+        name, number = node.attribute, 1
+        while name in taken or (number > 1 and name in owned):
+            number += 1
+            name = f"{node.attribute}_{number}"
+        if name:
+            taken.add(name)
+            names[id(node)] = name
+    return names
 
 
 def _hidden_name(node: Node, value: Value) -> str:

@@ -18,7 +18,7 @@ from tokdsl.graph.program import (
     StageUse,
     Value,
 )
-from tokdsl.lower.body import Body, Shared, shape_comment
+from tokdsl.lower.body import Body, Shared, shape_comment, state_names
 from tokdsl.lower.config import config_field, plain
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
@@ -311,19 +311,21 @@ def _state(context: Context, module: Module) -> list[StateField]:
     if not context.shared.streaming or id(module) not in context.shared.stateful:
         return []
     fields: dict[str, StateField] = {}
+    fresh = state_names(module)
     for node in module.nodes:
+        field_name = fresh.get(id(node), "")
         if isinstance(node, OpNode):
             spec = node.op.state()
             if spec is not None:
                 context.plan.states.add(spec.kind)
                 inner = ", ".join(str(_number(a)) for a in spec.arguments)
-                fields[node.attribute] = StateField(
-                    node.attribute, "leaf", f"{spec.kind}({inner})", spec.kind
+                fields[field_name] = StateField(
+                    field_name, "leaf", f"{spec.kind}({inner})", spec.kind
                 )
         elif isinstance(node, CallNode) and id(node.module) in context.shared.stateful:
             name = context.names[id(node.module)] + "State"
-            fields[node.attribute] = StateField(
-                node.attribute, "module", f"self.{node.attribute}.new_state()", name
+            fields[field_name] = StateField(
+                field_name, "module", f"self.{node.attribute}.new_state()", name
             )
         elif isinstance(node, LoopNode) and any(
             id(m) in context.shared.stateful for m in node.modules

@@ -11,7 +11,10 @@ class NotLowered(Diagnostic, code="TOK501", name="not-lowered", severity=Severit
     The check passes; only the build stops. The message says what is missing.
 
     ```sh error
-    tokdsl build unsupported.tok
+    echo 'use std.attention { gqa }' > more.tok
+    echo 'model more() { stage text(ids: tokens[8]) { embed(8)' >> more.tok
+    echo 'prepend(it, weight(n: 2, d: 8)); gqa(heads = 2, mask = full) } }' >> more.tok
+    tokdsl build more.tok
     ```
     ```sh ok
     tokdsl build model.tok

@@ -57,7 +57,11 @@ class CyclicUse(Diagnostic, code="TOK203", name="cyclic-use", severity=ERROR):
     Move what both need into a third file.
 
     ```sh error
-    echo 'use two { f }' > one.tok; echo 'use one { g }' > two.tok; tokdsl check one.tok
+    echo 'use two { f }' > one.tok
+    echo 'fn g(x: [*, d]) -> [*, d] { f(x) }' >> one.tok
+    echo 'use one { g }' > two.tok
+    echo 'fn f(x: [*, d]) -> [*, d] { x }' >> two.tok
+    tokdsl check one.tok
     ```
     ```sh ok
     tokdsl check model.tok

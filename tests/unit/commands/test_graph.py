@@ -106,6 +106,14 @@ def test_layer_patterns_are_folded(tmp_path: Path) -> None:
     assert isinstance(sparse, Frame) and sparse.tag == ""
 
 
+def test_a_pattern_that_is_cut_short(tmp_path: Path) -> None:
+    (stage,) = outlined(NESTED.replace("repeat 6", "repeat 8"), tmp_path).stages
+    words = stage.column.parts[2]
+    assert isinstance(words, Frame)
+    tags = [part.tag for part in words.inner.parts if isinstance(part, Frame)]
+    assert tags == [f"{TIMES} 2", f"{TIMES} 2"]  # the whole pattern twice, then two dense layers
+
+
 def test_shared_experts_stand_beside_the_fan(tmp_path: Path) -> None:
     scene = lay_out(outlined(NESTED, tmp_path))
     titles = [rect.title for rect in scene.boxes]

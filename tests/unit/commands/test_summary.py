@@ -95,7 +95,15 @@ def test_errors_give_no_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (7, "7"), (999, "999"), (1000, "1 K"), (46702792704, "46.7 B"), (6.4e14, "640 T")],
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (1000, "1 K"),
+        (46702792704, "46.7 B"),
+        (6.4e14, "640 T"),
+        (999.9e6, "1 B"),
+    ],
 )
 def test_quantities(number: float, text: str) -> None:
     assert quantity(number) == text

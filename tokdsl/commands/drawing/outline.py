@@ -35,7 +35,7 @@ def outline(program: Program, numbers: Mapping[str, float] | None = None) -> Out
     """
     names = {id(use.result): use.name for use in program.stages}
     inputs = {id(i.value): i for i in program.inputs}
-    several = len(program.clocks) > 1
+    several = len(set(program.clocks)) > 1
     stages = []
     for use in program.stages:
         module = use.module
@@ -110,8 +110,8 @@ class Tracer:
         for value, part, before in steps:
             if part is not None:
                 pending += [(other, len(column.parts)) for other in self._others(value, before)]
-                column.parts.append(part)
-                column.shapes.append("")
+                column.parts += _spread(part)
+                column.shapes += [""] * (len(column.parts) - len(column.shapes))
             places[id(value)] = len(column.parts)
             text = shape(value.type, self.several)
             if column.parts and text != last:
@@ -246,10 +246,24 @@ class Tracer:
 
     def _op(self, node: OpNode) -> Part | None:
         op = node.op
+        table = self._table(node)
+        if table:
+            return Box(table, (), "embedding")
         if op.elementwise or not (op.parameters() or op.state() is not None):
             return None
         title = node.attribute.rstrip("_0123456789") or op.op_name
         return Box(title, (), kind_of_op(op))
+
+    def _table(self, node: OpNode) -> str:
+        """Return the name of a parameter that is read by index or multiplied with, or ""."""
+        for value in node.inputs:
+            made = value.node
+            if isinstance(made, OpNode) and made.op.parameters() and not made.inputs:
+                main = self._main(node)
+                looked_up = main is not None and not main.type.is_float
+                if looked_up or node.op.op_name == "dot":
+                    return made.attribute
+        return ""
 
     def _readers(self, module: Module, inputs: tuple[Value, ...]) -> dict[int, str]:
         return {
@@ -332,14 +346,20 @@ def _repeat(modules: list[Module], reads: Mapping[int, str], several: bool) -> F
     """Return the frame of a loop, with the pattern of its layers inside."""
     period = _period(modules)
     times = len(modules) // period
+    rest = len(modules) % period
+    if rest:
+        whole = _repeat(modules[: len(modules) - rest], reads, several)
+        last = _repeat(modules[-rest:], reads, several)
+        return Frame("", "", "block", _stacked([*_spread(whole), *_spread(last)]))
     runs = [list(group) for _, group in groupby(modules[:period], key=id)]
     if len(runs) == 1:
-        tag = f"{TIMES} {times * len(runs[0])}"
+        count = times * len(runs[0])
+        tag = f"{TIMES} {count}" if count > 1 else ""
         only = _layer(runs[0][0], reads, several)
         part = only.parts[0] if len(only.parts) == 1 else None
         if isinstance(part, Frame) and part.style == "block":
             return Frame(part.title, tag, "repeat", part.inner)
-        return Frame("", tag, "repeat", only)
+        return Frame("", tag, "repeat" if tag else "block", only)
     inner = Column()
     for run in runs:
         column = _layer(run[0], reads, several)
@@ -349,7 +369,19 @@ def _repeat(modules: list[Module], reads: Mapping[int, str], several: bool) -> F
             tag = f"{TIMES} {len(run)}" if len(run) > 1 else ""
             inner.parts.append(Frame("", tag, "repeat" if tag else "block", column))
         inner.shapes.append("")
-    return Frame("", f"{TIMES} {times}" if times > 1 else "", "repeat", inner)
+    tag = f"{TIMES} {times}" if times > 1 else ""
+    return Frame("", tag, "repeat" if tag else "block", inner)
+
+
+def _stacked(parts: list[Part]) -> Column:
+    return Column(parts, [""] * len(parts))
+
+
+def _spread(part: Part) -> list[Part]:
+    """Return the parts inside a frame that says nothing, or the part itself."""
+    if isinstance(part, Frame) and part.style == "block" and not (part.title or part.tag):
+        return part.inner.parts
+    return [part]
 
 
 def _layer(module: Module, reads: Mapping[int, str], several: bool) -> Column:
@@ -357,10 +389,10 @@ def _layer(module: Module, reads: Mapping[int, str], several: bool) -> Column:
 
 
 def _period(modules: list[Module]) -> int:
-    """Return the length of the shortest piece of which the list is made."""
+    """Return the length of the shortest piece that repeats; the last time it may be cut short."""
     total = len(modules)
     for period in range(1, total // 2 + 1):
-        if total % period == 0 and all(modules[i] is modules[i % period] for i in range(total)):
+        if all(modules[i] is modules[i % period] for i in range(total)):
             return period
     return total
 
