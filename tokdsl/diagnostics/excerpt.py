@@ -123,7 +123,11 @@ def _cut(text: str, columns: Sequence[int], bars: list[_Bar], room: int) -> tupl
     low = 0 if first < room - CONTEXT else first - CONTEXT
     high = low + room - 2
     kept = [i for i in range(len(text)) if columns[i] >= low and columns[i + 1] <= high]
-    pieces = "".join(cells(text[i])[0] if text[i] != "\t" else " " for i in kept)
+    # a tab keeps its width; what is cut through at the left edge becomes blank
+    pieces = " " * (columns[kept[0]] - low) if kept else ""
+    for i in kept:
+        tab = " " * (columns[i + 1] - columns[i])
+        pieces += tab if text[i] == "\t" else cells(text[i])[0]
     left = "…" if low else ""
     right = "…" if columns[-1] > high else ""
     shift = low - len(left)
