@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.lower.experts import MixNode
 from tokdsl.lower.names import Names
 from tokdsl.lower.plan import Loop, Statement
 from tokdsl.lower.statistics import gather
@@ -286,10 +287,19 @@ class Body:
             texts.append(state)
         return ", ".join(texts)
 
+    def _mixed(self, node: MixNode) -> str:
+        """Return the call that sends tokens through the experts of a route."""
+        self.shared.functions.add("mix_experts")
+        x, route = (self.text[id(v)] for v in node.inputs)
+        experts = f"self.{node.attribute}, {node.experts}"
+        return f"mix_experts({x}, {route}.pick, {route}.weight, {experts})"
+
     def _call(self, node: CallNode) -> None:
         state = f"state and state.{self._state_name(node)}"
         arguments = self._arguments(node.module, node.inputs, state)
         text = f"self.{node.attribute}({arguments})"
+        if isinstance(node, MixNode):
+            text = self._mixed(node)
         value = node.outputs[0]
         if len(node.outputs) > 1:
             self._bind_all(node, text)

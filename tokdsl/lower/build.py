@@ -20,6 +20,7 @@ from tokdsl.graph.program import (
 )
 from tokdsl.lower.body import Body, Shared, shape_comment, state_names
 from tokdsl.lower.config import config_field, plain
+from tokdsl.lower.experts import fuse_experts
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
 from tokdsl.lower.layouts import lower_layouts
@@ -68,6 +69,8 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     plan.aux = list(program.aux)
     operands = {use.name: _operands(program, use, module) for use, module in stages}
     for use, module in stages:
+        for called in _callees_first(module):
+            fuse_experts(called)
         _mark(module, shared)
         for called in _callees_first(module):
             _add_class(context, called, use.name)

@@ -23,11 +23,10 @@ from .functional import (
     Route,
     TokenClock,
     attend,
-    combine,
     cross_entropy,
-    dispatch,
     histogram,
     masked_mean,
+    mix_experts,
     one_hot,
     padding_bias,
     rms_normalize,
@@ -273,7 +272,7 @@ class SwigluExperts(nn.Module):
         self.up = GroupedLinear(256, 7168, 2048)
         self.down = GroupedLinear(256, 2048, 7168)
 
-    def forward(self, x: Tensor, groups: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Tensor | int) -> Tensor:
         """Compute the result."""
         gate = self.gate(x, groups)  # (rows, hidden)  ffn.tok:6
         up = self.up(x, groups)  # (rows, hidden)  ffn.tok:7
@@ -296,8 +295,8 @@ class Moe(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None, aux: Aux | None) -> Tensor:
         """Compute the result."""
         router = self.router(x, valid, aux)  # 8 of 256 experts  experts.tok:8
-        rows, groups, order = dispatch(x, router.pick, 256)  # (rows, d)  experts.tok:9
-        y = combine(self.expert(rows, groups), router.weight, order)  # (B, T, d)  experts.tok:10
+        # (B, T, d)  experts.tok:10
+        y = mix_experts(x, router.pick, router.weight, self.expert, 256)
         shared = self.shared(x)  # (B, T, d)  experts.tok:12
         return y + shared
 

@@ -24,11 +24,10 @@ from .functional import (
     Route,
     TokenClock,
     attend,
-    combine,
     cross_entropy,
-    dispatch,
     histogram,
     masked_mean,
+    mix_experts,
     padding_bias,
     rms_normalize,
     rotate_half,
@@ -171,7 +170,7 @@ class SwigluExperts(nn.Module):
         self.up = GroupedLinear(8, 4096, 14336)
         self.down = GroupedLinear(8, 14336, 4096)
 
-    def forward(self, x: Tensor, groups: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: Tensor | int) -> Tensor:
         """Compute the result."""
         gate = self.gate(x, groups)  # (rows, hidden)  ffn.tok:6
         up = self.up(x, groups)  # (rows, hidden)  ffn.tok:7
@@ -193,8 +192,8 @@ class Moe(nn.Module):
     def forward(self, x: Tensor, aux: Aux | None) -> Tensor:
         """Compute the result."""
         router = self.router(x, aux)  # 2 of 8 experts  experts.tok:8
-        rows, groups, order = dispatch(x, router.pick, 8)  # (rows, d)  experts.tok:9
-        return combine(self.expert(rows, groups), router.weight, order)  # (B, T, d)  experts.tok:10
+        # (B, T, d)  experts.tok:10
+        return mix_experts(x, router.pick, router.weight, self.expert, 8)
 
 
 class TextLayer(nn.Module):
