@@ -13,10 +13,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = "<!-- Written by "
 
 
-#: pages that train and verify a model
-LONG = {"tutorial"}
 WRITTEN_BY_HAND = [
-    pytest.param(page, marks=[pytest.mark.slow] if page.stem in LONG else [], id=page.stem)
+    pytest.param(page, id=page.stem)
     for page in PAGES
     if not page.read_text("utf-8").startswith(GENERATED)
 ]
