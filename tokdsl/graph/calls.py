@@ -15,8 +15,6 @@ from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, RouteType, UnknownType
 
-AXIS_KINDS = ("axis", "axes", "new_axis", "new_axes")
-
 
 class Calls(Arguments):
     """Binding and dispatch of calls."""

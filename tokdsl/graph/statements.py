@@ -105,7 +105,7 @@ class Statements(Definitions):
             return self._shared(frame, statement)
         if len(targets) == 1 and isinstance(statement.value, tree.Call):
             frame.targets[id(statement.value)] = targets[0].name
-        declared = self._declare_indices(frame, targets)
+        self._declare_indices(frame, targets)
         start = len(frame.module.nodes)
         value = self.evaluate(frame, statement.value)
         if len(targets) == 1:
@@ -122,7 +122,6 @@ class Statements(Definitions):
             )
         for target, item in zip(targets, values, strict=True):
             self._bind_target(frame, target, item)
-        del declared
         return value
 
     def _name_owner(self, frame: Frame, start: int, name: str) -> None:
@@ -171,14 +170,13 @@ class Statements(Definitions):
         value.name, moved.name = "", value.name
         return moved
 
-    def _declare_indices(self, frame: Frame, targets: tuple[tree.Target, ...]) -> dict[str, Axis]:
+    def _declare_indices(self, frame: Frame, targets: tuple[tree.Target, ...]) -> None:
         declared: dict[str, Axis] = {}
         for target in targets:
             for declaration in target.indices:
                 axis = self.token_axis(frame, declaration.axis, declaration)
                 declared[declaration.name] = replace(axis, name=declaration.name)
         frame.indices.update(declared)
-        return declared
 
     def _shared(self, frame: Frame, statement: tree.Assign) -> object:
         value = self.evaluate(frame, statement.value)
@@ -413,11 +411,10 @@ class Statements(Definitions):
             number: object = Unknown("int") if frame.symbolic else Dim.of(index)
             inner.bind(statement.index, number)
         try:
-            result = self.run_body(inner, statement.body)
+            self.run_body(inner, statement.body)
         except Poison:
             frame.module.broken = True
             raise
-        del result
         module.results = (self._current(inner, statement),)
         return inner
 

@@ -218,7 +218,8 @@ class Attend(Attention):
         """Queries with the compared axis replaced by that of the values."""
         q, k, v = (tensor(getattr(self, name), name) for name in "qkv")
         inner = self.contraction(q, self.over)
-        query, key, value = token_axis(q, "q"), token_axis(k, "k"), token_axis(v, "v")
+        token_axis(q, "q")
+        key, value = token_axis(k, "k"), token_axis(v, "v")
         self.check_keys(q, k, inner, "k")
         self.check_keys(q, v, inner, "v")
         if k.axes[-1].size != inner.size:
@@ -232,7 +233,6 @@ class Attend(Attention):
                 "clock-mismatch",
                 f"keys live on clock `{_clock(key)}`, values on `{_clock(value)}`",
             )
-        del query
         return TensorType(tuple(v.axes[-1] if a.name == inner.name else a for a in q.axes), v.dtype)
 
     def flows(self) -> dict[str, list[Flow]]:
