@@ -44,9 +44,10 @@ docs: $(READY) ## write the reference pages from the code
 wheel-test: $(READY) ## build sdist and wheel, install the wheel alone, use it from another folder
 	PYTHON=$(BIN)/python .ci/wheel-test
 
-bench: $(READY) ## time checking, and the built models beside their peers, on this machine's CPU
+bench: $(READY) ## time checking, built models beside their peers, and scans beside their floor, on this CPU
 	$(BIN)/python -m benchmarks.checking
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.scans
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -82,7 +82,7 @@ def check_file(path: Path, overrides: Mapping[str, str] | None = None) -> Checke
 
 
 def parse_value(text: str) -> object:
-    """Return a parameter setting given as text: an int, float, bool, ``none`` or string."""
+    """Return a parameter setting given as text: an int, float, bool, ``none``, string or list."""
     from tokdsl.types.dims import Dim
 
     lowered = text.strip().lower()
@@ -90,6 +90,8 @@ def parse_value(text: str) -> object:
         return lowered == "true"
     if lowered == "none":
         return None
+    if lowered.startswith("[") and lowered.endswith("]"):
+        return tuple(parse_value(part) for part in text.strip()[1:-1].split(",") if part.strip())
     try:
         return Dim.of(int(text.replace("_", "")))
     except ValueError:

@@ -14,10 +14,160 @@ from typing import Any
 
 #: The values that one byte can have.
 BYTES = 256
+#: how many of them are in no text of UTF-8
+UNUSED = 13
 
 
 class TokenizerFileError(ValueError):
     """A tokenizer file is missing or is not what it should be; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument of a tokenizer or of one of its steps.
+
+    Args:
+        kind: ``int``, ``float``, ``str``, ``bool`` or ``list``.
+        default: what counts if it is not given; None if it must be given.
+        choices: the words that it can be, if it is one of some.
+    """
+
+    kind: str
+    default: object = None
+    choices: tuple[str, ...] = ()
+
+
+_NAMES, _ROLE = Parameter("list", ()), Parameter("bool", False)
+
+#: what makes tokens of a text, by its name in a spec, with what it takes
+BASES: dict[str, dict[str, Parameter]] = {
+    "bytes": {
+        "bos": _ROLE,
+        "eos": _ROLE,
+        "pad": _ROLE,
+        "specials": _NAMES,
+        "place": Parameter("str", "after", ("after", "before", "unused")),
+    },
+    "chars": {"alphabet": Parameter("str")},
+    "pretrained": {"file": Parameter("str", "tokenizer.json")},
+    "byte_bpe": {"vocab": Parameter("int"), "specials": _NAMES},
+}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A step of a tokenizer that says which tokens begin a segment.
+
+    Args:
+        forms: the class of the emitted package that does it; by the first argument where it
+            chooses one.
+        parameters: what it takes, in order.
+        source: what it reads: the ``text`` up to a character, the ``whole`` text, the ``tokens``
+            of a batch, or the ``entropies`` of a language model.
+    """
+
+    forms: Mapping[str, str]
+    parameters: Mapping[str, Parameter]
+    source: str = "text"
+
+
+SEGMENTATIONS: dict[str, Segmentation] = {
+    "words": Segmentation(
+        {"unicode": "Words", "spaces": "Spaces"},
+        {
+            "rule": Parameter("str", "unicode", ("unicode", "spaces")),
+            "max_bytes": Parameter("int", 0),
+            "flag": Parameter("str", "first", ("first", "known")),
+            "marker": Parameter("str", ""),
+        },
+    ),
+    "delimiters": Segmentation(
+        {"": "Delimiters"},
+        {
+            "of": Parameter("str", ""),
+            "at": Parameter("str", "start", ("start", "after")),
+            "first": Parameter("int", 0),
+        },
+    ),
+    "units": Segmentation(
+        {"python": "Units"}, {"lexer": Parameter("str", "python", ("python",))}, "whole"
+    ),
+    "batch_merge": Segmentation(
+        {"frequency": "Merges"},
+        {
+            "pairs": Parameter("str", "frequency", ("frequency",)),
+            "merges": Parameter("int"),
+            "boundary": Parameter("str", "word", ("pretoken", "word", "word_hyphen", "sentence")),
+            "scope": Parameter("str", "batch", ("batch", "sample")),
+        },
+        "tokens",
+    ),
+    "entropy_groups": Segmentation(
+        {"": "entropy_groups"},
+        {
+            "low": Parameter("float", 0.05),
+            "share": Parameter("float", 0.3),
+            "longest": Parameter("int", 4),
+        },
+        "entropies",
+    ),
+}
+
+
+#: arguments that say how tokens are marked, and not where segments begin
+MARKING = ("flag", "marker")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A use of a segmentation.
+
+    Args:
+        name: of the input that it fills, beside the tokens.
+        segmentation: the step's name in the spec.
+        arguments: what is given to it, plain values.
+    """
+
+    name: str
+    segmentation: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def source(self) -> str:
+        """What the step reads."""
+        return SEGMENTATIONS[self.segmentation].source
+
+    @property
+    def form(self) -> str:
+        """The class or function of the emitted package that does it."""
+        forms = SEGMENTATIONS[self.segmentation].forms
+        return forms.get("") or forms[str(self.arguments[self._choosing])]
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a segment is said to begin only where that is known."""
+        return self.arguments.get("flag") == "known"
+
+    @property
+    def marker(self) -> str:
+        """The special token that stands before every segment; "" for none."""
+        return str(self.arguments.get("marker", ""))
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The arguments of that class or function: what is not as usual."""
+        parameters = SEGMENTATIONS[self.segmentation].parameters
+        return {
+            name: value
+            for name, value in self.arguments.items()
+            if name not in (self._choosing, *MARKING) and value != parameters[name].default
+        }
+
+    @property
+    def _choosing(self) -> str:
+        """The argument that chooses the form; "" if there is one form."""
+        found = SEGMENTATIONS[self.segmentation]
+        return "" if "" in found.forms else next(iter(found.parameters))
 
 
 @dataclass(frozen=True)
@@ -37,9 +187,29 @@ class Vocabulary:
     kind: str
 
 
-def bytes_vocabulary(specials: Iterable[str] = ()) -> Vocabulary:
-    """Return the vocabulary of the bytes tokenizer; special tokens follow from 256."""
-    return _with_specials(BYTES, specials, "bytes")
+def bytes_vocabulary(specials: Iterable[str] = (), place: str = "after") -> Vocabulary:
+    """Return the vocabulary of the bytes tokenizer; special tokens follow from 256.
+
+    Args:
+        specials: the special tokens in order.
+        place: ``before`` gives them the first numbers, ``unused`` those of bytes that no text has.
+
+    Raises:
+        TokenizerFileError: a special token is there twice, or there is no place for it.
+    """
+    names = tuple(specials)
+    if place == "unused":
+        if len(names) > UNUSED:
+            raise TokenizerFileError(
+                f"{UNUSED} bytes are in no text, too few for {len(names)} special tokens"
+            )
+        unused = (0xC0, 0xC1, *range(0xF5, BYTES))
+        found = _with_specials(0, names, "bytes").specials
+        return Vocabulary(BYTES, BYTES, {n: unused[at] for n, at in found.items()}, "bytes")
+    found_ = _with_specials(BYTES, names, "bytes")
+    if place == "before":
+        return Vocabulary(found_.size, found_.size, {n: i for i, n in enumerate(names)}, "bytes")
+    return found_
 
 
 def character_vocabulary(alphabet: str, specials: Iterable[str] = ()) -> Vocabulary:
@@ -75,8 +245,9 @@ def description(name: str, arguments: Mapping[str, object]) -> dict[str, object]
     """
     match name:
         case "bytes":
-            specials = [role for role in ("bos", "eos", "pad") if arguments.get(role)]
-            return {"kind": "bytes", "specials": specials}
+            content: dict[str, object] = {"kind": "bytes", "specials": special_tokens(arguments)}
+            place = arguments.get("place", "after")
+            return content if place == "after" else {**content, "place": place}
         case "chars":
             return {"kind": "characters", "alphabet": arguments["alphabet"], "specials": []}
         case "byte_bpe":
@@ -84,6 +255,14 @@ def description(name: str, arguments: Mapping[str, object]) -> dict[str, object]
             assert isinstance(given, Iterable)
             return {"kind": name, "vocab": arguments["vocab"], "specials": list(given)}
     raise ValueError(f"{name} is not described but read from a file")
+
+
+def special_tokens(arguments: Mapping[str, object]) -> list[str]:
+    """Return the special tokens of a bytes tokenizer in the order of their numbers."""
+    roles = [role for role in ("bos", "eos", "pad") if arguments.get(role)]
+    given = arguments.get("specials") or ()
+    assert isinstance(given, Iterable)
+    return [*roles, *map(str, given)]
 
 
 def vocabulary_size(source: str | Path | Mapping[str, Any]) -> int:
@@ -131,12 +310,12 @@ def vocabulary(content: Mapping[str, Any]) -> Vocabulary:
         TokenizerFileError: the content is not a tokenizer.
     """
     match content:
-        case {"kind": "bytes", "specials": [*specials]}:
-            return bytes_vocabulary(map(str, specials))
-        case {"kind": "characters", "alphabet": str(alphabet), "specials": [*specials]}:
-            return character_vocabulary(alphabet, map(str, specials))
-        case {"kind": "byte_bpe", "vocab": int(size), "specials": [*specials]}:
-            return byte_pair_vocabulary(size, map(str, specials))
+        case {"kind": "bytes", "specials": [*named]}:
+            return bytes_vocabulary(map(str, named), str(content.get("place", "after")))
+        case {"kind": "characters", "alphabet": str(alphabet), "specials": [*named]}:
+            return character_vocabulary(alphabet, map(str, named))
+        case {"kind": "byte_bpe", "vocab": int(size), "specials": [*named]}:
+            return byte_pair_vocabulary(size, map(str, named))
         case {"model": {"vocab": vocab, **model}}:
             kind = str(model.get("type") or _model_kind(vocab))
             return _library_vocabulary(kind, vocab, content.get("added_tokens") or [])

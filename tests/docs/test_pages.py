@@ -14,7 +14,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text("utf-8")
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
 #: files of an emitted package
-EMITTED = {"state.py", "functional.py"}
+EMITTED = {"segments.py", "tokens.py", "state.py", "functional.py"}
 
 
 def prose(text: str) -> str:

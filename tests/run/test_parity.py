@@ -43,10 +43,18 @@ SIZES: dict[str, dict[str, object]] = {
         "rope_dim": 8, "hidden": 96, "expert_hidden": 32, "experts": 8, "top": 3, "groups": 4,
         "keep": 2, "scaling": 1.7, "stretch": 1.0,
     },
+    "mamba2": {
+        "vocab": 160, "d": 48, "layers": 3, "state": 16, "head_dim": 16, "groups": 2,
+    },
     "bert": {**TINY, "layers": 2, "hidden": 96, "length": 128},
     "vit": {"d": 48, "heads": 4, "layers": 2, "hidden": 96, "size": 32, "patch": 8, "classes": 10},
+    "vit_mae": {
+        "size": 32, "patch": 8, "d": 48, "layers": 2, "heads": 4, "hidden": 96, "keep": 4,
+        "inner": 32, "inner_layers": 1, "inner_heads": 4, "inner_hidden": 64,
+    },
+    "t5": {**TINY, "layers": 2, "head_dim": 12, "hidden": 96, "buckets": 8, "far": 20},
 }  # fmt: skip
-CAUSAL = ("llama", "qwen3", "mixtral", "olmoe", "gemma3_text", "deepseek_v3")
+CAUSAL = ("llama", "qwen3", "mixtral", "olmoe", "gemma3_text", "deepseek_v3", "mamba2")
 #: those whose published code defines an auxiliary loss
 POOLED = ("mixtral", "olmoe")
 #: parameters of the published models, saved buffers aside
@@ -57,8 +65,11 @@ PUBLISHED = {
     "olmoe": 6_919_161_856,
     "gemma3_text": 999_885_952,
     "deepseek_v3": 671_026_404_352,
+    "mamba2": 7_285_403_648,
     "bert": 109_514_298,
     "vit": 86_567_656,
+    "vit_mae": 111_655_680,
+    "t5": 222_903_552,
 }
 
 
@@ -107,11 +118,19 @@ class Case:
         given = self.tensors
         if self.name == "vit":
             return self.model(given["in.pixel_values"]).image
+        if self.name == "vit_mae":
+            return self.model(given["in.pixel_values"], given["in.noise"]).decoder
+        if self.name == "t5":
+            return self.model(*self.pair(), given["in.attention_mask"].bool()).decoder
         ids = given["in.input_ids"]
         if self.name == "bert":
             valid = given["in.attention_mask"].bool()
             return self.model(ids, torch.zeros_like(ids), valid).text
         return self.model(ids).text
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Return the inputs of an encoder and a decoder."""
+        return self.tensors["in.input_ids"], self.tensors["in.decoder_input_ids"]
 
     def published_gradients(self) -> dict[str, Tensor]:
         """Return the gradients of the parameters in the published layout."""
@@ -177,7 +196,8 @@ def test_loss_and_gradients_are_the_published_ones(case: Case) -> None:
     assert loss.item() == pytest.approx(case.meta.get("ce_loss", case.meta.get("loss")), abs=2e-6)
     loss.backward()
     found = case.published_gradients()
-    for name, (norm, total) in case.meta["grad_l2_sum"].items():
+    known = {name: pair for name, pair in case.meta["grad_l2_sum"].items() if pair is not None}
+    for name, (norm, total) in known.items():
         # a bias of keys has no effect on a softmax: its gradient is rounding alone
         scale = max(norm, 1e-2)
         assert found[name].norm().item() == pytest.approx(norm, abs=2e-5 * scale), name
@@ -188,6 +208,10 @@ def reference_loss(case: Case) -> Tensor:
     """Return the loss of which the reference gives the gradient."""
     if case.name == "vit":
         return case.logits().square().mean()
+    if case.name == "vit_mae":
+        return case.model.loss(case.tensors["in.pixel_values"], case.tensors["in.noise"]).total
+    if case.name == "t5":
+        return case.model.loss(*case.pair(), case.tensors["in.attention_mask"].bool()).total
     ids = case.tensors["in.input_ids"]
     if case.name == "bert":
         valid = case.tensors["in.attention_mask"].bool()
@@ -220,6 +244,33 @@ def test_greedy_tokens_are_the_published_ones(causal: Case) -> None:
         tokens = torch.cat((tokens, chosen), dim=1)
         logits = causal.model.step(chosen, state)
     assert torch.equal(tokens, causal.tensors["out.greedy"])
+
+
+def test_greedy_tokens_of_an_encoder_and_decoder_are_the_published_ones(made: Make) -> None:
+    t5 = made("t5")
+    generation = importlib.import_module(f"{t5.package.__name__}.generation")
+    once = {"source": t5.pair()[0], "source_valid": t5.tensors["in.attention_mask"].bool()}
+    begin = torch.zeros(2, 1, dtype=torch.long)
+    tokens = generation.generate(t5.model, begin, max_new_tokens=16, temperature=0, once=once)
+    assert torch.equal(tokens, t5.tensors["out.greedy"])
+
+
+def test_normalised_patches_have_mean_0_and_variance_1(made: Make) -> None:
+    mae = made("vit_mae", ("normalised", "true"))
+    pixels, noise = mae.tensors["in.pixel_values"], mae.tensors["in.noise"]
+    given = pixels.view(2, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    deviation = (given.var(-1, keepdim=True) + 1e-6).sqrt()
+    wanted = (given - given.mean(-1, keepdim=True)) / deviation
+    error = (mae.tensors["out.logits"] - wanted).square().mean(-1)
+    left = mae.tensors["out.mask"]
+    loss = mae.model.loss(pixels, noise).total.item()
+    assert loss == pytest.approx(((error * left).sum() / left.sum()).item(), abs=1e-5)
+
+
+def test_patches_that_are_left_out_are_the_published_ones(made: Make) -> None:
+    mae = made("vit_mae")
+    out = mae.model(mae.tensors["in.pixel_values"], mae.tensors["in.noise"])
+    assert torch.equal(out.left_out.float(), mae.tensors["out.mask"])
 
 
 @pytest.mark.parametrize("counts", [(24,), (1,) * 24, (5, 1, 7, 3, 8), (9, 9, 6), (1, 23)], ids=str)

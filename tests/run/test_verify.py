@@ -15,7 +15,7 @@ from tokdsl.checks.facts import Facts
 from tokdsl.commands.load import import_folder
 from tokdsl.commands.verify import verify
 from tokdsl.graph.program import Program
-from tokdsl.verification import causality, forms, learning, measured, streaming
+from tokdsl.verification import causality, forms, isolation, learning, measured, replay, streaming
 from tokdsl.verification.contract import verify_package
 from tokdsl.verification.result import CheckResult, Verdict, bounded, counted
 from tokdsl.verification.shrink import shrink
@@ -102,7 +102,16 @@ def test_a_sound_package_passes(load: Load, built: Built) -> None:
     results = verify_package(subject.package, built.program, built.facts)
     assert [f"{r.group} {r.name}: {r.text}" for r in results if r.failed] == []
     groups = {r.group for r in results if r.verdict is Verdict.PASSED}
-    assert groups >= {"prefix", "padding", "batch", "step", "state", "gradients", "facts"}
+    assert groups >= {
+        "prefix",
+        "padding",
+        "isolation",
+        "batch",
+        "step",
+        "state",
+        "gradients",
+        "facts",
+    }
 
 
 def test_attention_to_later_tokens_is_found(load: Load) -> None:
@@ -144,6 +153,20 @@ def test_padding_that_is_read_is_found(load: Load) -> None:
     assert found["loss"] is Verdict.FAILED
 
 
+def test_documents_that_see_each_other_are_found(load: Load) -> None:
+    open_minded = load(
+        ("functional.py", ", None] == keys.key_document", ", None] >= keys.key_document")
+    )
+    results = isolation.check_isolation(open_minded)
+    assert [r.failed for r in results] == [True] * 4
+
+
+def test_a_loss_over_the_border_is_found(load: Load) -> None:
+    found = verdicts(isolation.check_isolation(load(("model.py", ", starts=starts", ""))))
+    assert found["neighbours"] is found["documents alone"] is Verdict.PASSED
+    assert found["loss"] is found["gradients"] is Verdict.FAILED
+
+
 def test_a_result_that_depends_on_the_batch_is_found(load: Load) -> None:
     mixed = load(
         (
@@ -163,6 +186,30 @@ def test_a_gradient_that_does_not_arrive_is_found(load: Load) -> None:
     (result,) = learning.check_gradients(cut)
     assert result.failed
     assert "gets no gradient" in result.text
+
+
+def test_choices_that_are_not_replayed_are_found(load: Load) -> None:
+    deaf = load(("functional.py", "index = decision.keep(index)", "decision.keep(index)"))
+    found = verdicts(replay.check_replay(deaf))
+    assert found["own choices"] is Verdict.PASSED
+    assert found["other choices"] is Verdict.FAILED
+
+
+def test_scores_that_are_recorded_too_are_found(load: Load) -> None:
+    frozen = load(
+        ("functional.py", "values = scores.gather(dim,", "values = scores.detach().gather(dim,")
+    )
+    found = verdicts(replay.check_replay(frozen))
+    assert found["own choices"] is Verdict.FAILED
+    assert found["other choices"] is Verdict.FAILED
+    assert found["choices in pieces"] is Verdict.PASSED
+
+
+def test_a_record_that_starts_anew_with_each_step_is_found(load: Load) -> None:
+    forgetful = load(("functional.py", "_Places(seen - count, seen,", "_Places(0, count,"))
+    found = verdicts(replay.check_replay(forgetful))
+    assert found["other choices"] is Verdict.PASSED
+    assert found["choices in pieces"] is Verdict.FAILED
 
 
 def test_a_parameter_that_nobody_counted_is_found(load: Load) -> None:

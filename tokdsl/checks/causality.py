@@ -174,7 +174,7 @@ class Violation:
     @property
     def is_certain(self) -> bool:
         """Whether a later token is certainly read."""
-        return self.reach.sure > 0
+        return self.reach.sure > 0 or (bool(self.reach.levels) and self.reach.sure == self.reach.hi)
 
 
 class Outputs:
@@ -219,7 +219,7 @@ class Outputs:
         mine = axes[key].clock
         if mine is None or root_of(mine) != clock:
             return False
-        return reach.hi > max(reach.rate - 1, 0)
+        return reach.is_late
 
     def _clock(self, source: Source) -> Clock | None:
         index, name = source
@@ -399,6 +399,8 @@ def _path(program: Program, stage: StageUse, given: str, hops: list[Hop]) -> Ite
 def _sees(reach: Reach) -> str:
     if reach.sure == INFINITY:
         return "every later position"
+    if reach.levels:
+        return "later tokens of its own chunk"
     if reach.rate > 1:
         return f"up to {round(reach.sure):g} positions past its first token"
     return f"position t+{max(1, round(reach.sure)):g}"

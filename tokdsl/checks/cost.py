@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from tokdsl.checks.causality import final, root_of
+from tokdsl.checks.constancy import Constancy
 from tokdsl.checks.facts import Facts
+from tokdsl.checks.streaming import Decoding, decode_constancy
 from tokdsl.diagnostics import Report
+from tokdsl.graph.parameters import model_parameters
 from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Program, StageUse
 from tokdsl.ops.base import Op
 from tokdsl.ops.route import Dispatch
@@ -91,9 +94,14 @@ class Costs:
 
 
 class Accountant:
-    """Costs of modules, each computed once."""
+    """Costs of modules, each computed once.
 
-    def __init__(self) -> None:
+    Args:
+        constancy: what decode steps leave out; None for a whole pass.
+    """
+
+    def __init__(self, constancy: Constancy | None = None) -> None:
+        self._constancy = constancy
         self._known: dict[int, Costs] = {}
 
     def module(self, module: Module) -> Costs:
@@ -113,12 +121,19 @@ class Accountant:
             if isinstance(node, OpNode) and isinstance(node.op, Dispatch)
         }
         for node in module.nodes:
+            if self.is_left_out(module, node):
+                continue
             for part, lines in self._parts(module, node, owned, rows):
                 part = _in_tokens(part, rows)
                 found.total += part
                 _add(found.lines, (node.span.file.name, node.span.line), part)
                 _spread(found, node.span, part, lines, rows)
         return found
+
+    def is_left_out(self, module: Module, node: Node) -> bool:
+        """Whether decode steps leave out a node, because its result is kept."""
+        known = self._constancy
+        return known is not None and known.entered(module) and known.is_fixed(node)
 
     def _parts(
         self, module: Module, node: Node, owned: set[str], rows: Mapping[str, Dispatch]
@@ -219,7 +234,7 @@ def _rate(kind: ValueType) -> float:
     clock = next((a.clock for a in kind.axes if a.clock is not None), None)
     rate = 1.0
     while clock is not None and clock.parent is not None:
-        rate *= (clock.stride.number or 1) if clock.stride is not None else 1
+        rate *= clock.expected
         clock = clock.parent
     return rate
 
@@ -285,29 +300,35 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     own_lines: dict[Line, Amount] = {}
     stages: dict[str, dict[str, float]] = {}
     counted: set[int] = set()
-    full, decode = lengths(program, LENGTH)
+    main = main_clock(program, facts)
+    full, decode = lengths(program, LENGTH, main)
     decoded = Amount()
-    main = main_clock(program)
+    constancy = decode_constancy(program, facts)
+    stepping = Accountant(constancy) if constancy is not None else accountant
     for stage in program.stages:
         costs = accountant.module(stage.module)
-        stages[stage.name] = _numbers(costs.total, full, decode, main)
+        stepped = stepping.module(stage.module)
+        stages[stage.name] = _joined(costs, stepped, full, decode, main)
         total += costs.total
         if _is_decoded(stage, main):
-            decoded += costs.total
+            decoded += stepped.total
         if id(stage.module) not in counted:
             counted.add(id(stage.module))
             for line, amount in costs.lines.items():
                 _add(lines, line, amount)
             for line, amount in costs.own_lines.items():
                 _add(own_lines, line, amount)
-    facts.numbers.update(_numbers(total, full, decode, main))
-    kept = _numbers(decoded, full, decode, main)
-    for name in ("cache_per_token", "state_bytes", "decode_flops_per_token"):
-        facts.numbers[name] = kept[name]
+    for node in model_parameters(program):
+        amount = operation(node)
+        total += amount
+        for table in (lines, own_lines):
+            _add(table, (node.span.file.name, node.span.line), amount)
+    facts.numbers.update(_joined(Costs(total), Costs(decoded), full, decode, main))
     facts.tables["length"] = LENGTH
     facts.tables["stages"] = stages
     facts.tables["modules"] = {
-        id(m): _numbers(accountant.module(m).total, full, decode, main) for m in program.modules
+        id(m): _joined(accountant.module(m), stepping.module(m), full, decode, main)
+        for m in program.modules
     }
     facts.tables["lines"] = {k: _numbers(a, full, decode, main) for k, a in lines.items()}
     facts.tables["own_lines"] = {k: _numbers(a, full, decode, main) for k, a in own_lines.items()}
@@ -317,8 +338,25 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     }
 
 
-def main_clock(program: Program) -> Clock | None:
-    """Return the clock of the tokens that the model is about."""
+def _joined(
+    whole: Costs,
+    stepped: Costs,
+    full: dict[str, float],
+    decode: dict[str, float],
+    main: Clock | None,
+) -> dict[str, float]:
+    """Return the numbers of a whole pass, and of its decode steps."""
+    found = _numbers(whole.total, full, decode, main)
+    kept = _numbers(stepped.total, full, decode, main)
+    names = ("cache_per_token", "state_bytes", "decode_flops_per_token")
+    return found | {name: kept[name] for name in names}
+
+
+def main_clock(program: Program, facts: Facts) -> Clock | None:
+    """Return the clock of the tokens that the model is about: of the stream that it writes."""
+    decoding = facts.tables.get("decoding")
+    if isinstance(decoding, Decoding) and len(decoding.clocks) == 1:
+        return next(iter(decoding.clocks))
     for stage in (*final(program), *program.stages):
         for axis in stage.result.type.axes:
             if axis.clock is not None:
@@ -335,21 +373,26 @@ def _is_decoded(stage: StageUse, main: Clock | None) -> bool:
     return not clocks or main in clocks
 
 
-def lengths(program: Program, length: int) -> tuple[dict[str, float], dict[str, float]]:
+def lengths(
+    program: Program, length: int, main: Clock | None
+) -> tuple[dict[str, float], dict[str, float]]:
     """Return the lengths of all clocks for a whole sequence, and for one decode step after it."""
     full: dict[str, float] = {}
     decode: dict[str, float] = {}
-    main = main_clock(program)
     for clock in clocks(program):
         tokens = float(length)
         at: Clock | None = clock
         while at is not None and at.parent is not None:
-            tokens /= (at.stride.number or 1) if at.stride is not None else 1
+            tokens /= at.expected
             at = at.parent
         full[f"T_{clock.name}"] = full[f"S_{clock.name}"] = tokens
         same = root_of(clock) == main
         decode[f"T_{clock.name}"] = tokens / length if same else tokens
         decode[f"S_{clock.name}"] = tokens
+        if clock.cut:
+            # places of a chunk: as many as its longest, or twice the expected number
+            places = float(clock.longest or 2 * clock.expected)
+            full[f"L_{clock.name}"] = decode[f"L_{clock.name}"] = places
     for module in program.modules:
         for node in module.nodes:
             if isinstance(node, OpNode) and isinstance(node.op, Patches):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tokdsl.checks.reach import EVERYWHERE, FIRST, Reach, Source, join
-from tokdsl.checks.timing import Body, Timing, landing, positions, varying
+from tokdsl.checks.timing import Body, Timing, counted, landing, positions, varying
 from tokdsl.diagnostics import Label
 from tokdsl.graph.program import CallNode, LoopNode, Node, OpNode, Value
 from tokdsl.ops.base import Op
@@ -119,7 +119,7 @@ class Tracer:
             for mine, reach in body.reads.get(id(operand), {}).get(source, {}).items():
                 steps = self.timing.steps(body, node, name, operand, mine, value, flows)
                 for target, step in steps:
-                    total = join(reach, step)
+                    total = join(reach, step, counted(operand.type, mine))
                     if landing(target, total)[0] == key:
                         yield Candidate(operand, mine, step, total, name)
 
@@ -141,7 +141,7 @@ class Tracer:
                             yield Candidate(operand, mine, Reach(0, 0, 0), reach)
                         continue
                     for target, step in keys.items() if back.get(axis) == mine else ():
-                        total = join(reach, step)
+                        total = join(reach, step, counted(operand.type, mine))
                         outer = names.get(target, target) if target else target
                         if landing(outer, total)[0] == key:
                             place = ((index, axis), target)
@@ -183,6 +183,8 @@ def _describe(node: OpNode, way: Candidate) -> str:
 
 def extent(reach: Reach) -> str:
     """Return what is read in words."""
+    if reach.levels:
+        return _chunked(reach)
     if reach.lo == float("-inf") and reach.hi == float("inf"):
         return "every position" if reach.sure > float("-inf") else "positions that depend on data"
     if reach.rate > 1:
@@ -197,6 +199,17 @@ def extent(reach: Reach) -> str:
     if reach.hi == float("inf"):
         return f"everything from {_at(reach.lo)} on"
     return f"positions {_at(reach.lo)} .. {_at(reach.hi)}"
+
+
+def _chunked(reach: Reach) -> str:
+    """Return what is read through ragged chunks in words."""
+    level = reach.levels[0]
+    if level.kind == "expand":
+        base = "the newest closed chunk" if level.closed else "the chunk of the token"
+        return f"{base}, {level.lag} before" if level.lag else base
+    if level.kind == "inside":
+        return "the whole chunk of the token"
+    return "the whole chunk" if level.lag else "the first token of the chunk"
 
 
 def _at(offset: float) -> str:

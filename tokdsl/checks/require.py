@@ -11,7 +11,7 @@ from tokdsl.graph.program import Program, Requirement
 
 ORDER = 60
 
-PROPERTIES = ("causal", "streaming")
+PROPERTIES = ("causal", "streaming", "isolated")
 COMPARISONS = {
     "<": operator.lt,
     "<=": operator.le,

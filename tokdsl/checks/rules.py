@@ -21,6 +21,10 @@ class Absent(Exception):
     """A path does not exist, or a condition does not hold, at the indices at hand."""
 
 
+class Declined(Absent):
+    """A condition does not hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """One part of a path: an attribute (``key``), or the number of a layer or row (``index``)."""
@@ -68,10 +72,15 @@ class RuleReader:
         free = tuple(name for name in variables if name not in self.axis_names)
         groups: list[Group] = []
         covered: list[View] = []
+        declined = False
         for numbers in self._bindings(node.value, paths, free):
             self.axes = {}
             try:
                 made = self._published(node, numbers, len(published))
+            except Declined:
+                # a condition on sizes alone says of which models the rule speaks
+                declined = not free
+                continue
             except Absent:
                 continue
             except PieceFault as fault:
@@ -83,7 +92,7 @@ class RuleReader:
                 groups.append(home)
             home.bindings.append(values)
             covered += [view for piece in made for view in pieces.views(piece)]
-        if not groups:
+        if not groups and not declined:
             raise self._nowhere(node, paths)
         return Rule(published, free, groups, covered, node.span)
 
@@ -198,13 +207,13 @@ class RuleReader:
         """Return the branch of a condition that holds.
 
         Raises:
-            Absent: none does.
+            Declined: none does.
         """
         if not isinstance(node, tree.If):
             return node
         branch = node.then if number(node.condition, numbers) else node.otherwise
         if branch is None:
-            raise Absent
+            raise Declined
         statement = branch.statements[0] if len(branch.statements) == 1 else None
         if not isinstance(statement, tree.Step):
             raise RuleFault("weight-rule", "a branch holds one expression", branch.span)

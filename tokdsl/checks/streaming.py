@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from tokdsl.checks.causality import NotCausal, final, root_of
+from tokdsl.checks.constancy import Constancy, Level
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.reach import of_flow
 from tokdsl.checks.timing import varying
 from tokdsl.diagnostics import Diagnostic, Label, Report, Severity
-from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Program
+from tokdsl.graph.parameters import model_parameters
+from tokdsl.graph.program import (
+    CallNode,
+    Input,
+    LoopNode,
+    Module,
+    Node,
+    OpNode,
+    Program,
+    Value,
+)
 from tokdsl.source import Span
-from tokdsl.types.tensors import Axis, Clock
+from tokdsl.types.tensors import Axis, ChunksType, Clock
 from tokdsl.types.time import EVERYTHING, Flow
 
 ORDER = 20
@@ -22,6 +36,10 @@ class NoStepForm(Diagnostic, code="TOK404", name="no-step-form", severity=Severi
     reads other tokens must then keep what it still needs of them: attention keeps keys and
     values, convolutions and recurrences a small state. An operation over all pairs of tokens
     that is written out as an equation keeps nothing.
+
+    Chunks are handed on when they are complete; those of which only first tokens are read, with
+    their first token. Only of these a token can read its own chunk. Where both are made of one
+    stream, it is cut twice.
 
     ```tok error
     block mix(x: [T, d]) -> [T, d] {
@@ -48,31 +66,41 @@ class NoStepForm(Diagnostic, code="TOK404", name="no-step-form", severity=Severi
     """
 
     operation: str
+    early: bool = False
 
     def message(self) -> str:
         """Return what was found."""
+        if self.early:
+            return f"`{self.operation}` reads its own chunk, which steps know when it is complete"
         return f"`{self.operation}` reads other tokens and has no step form"
 
 
 def check(program: Program, facts: Facts, report: Report) -> None:
     """Set whether the model can be decoded step by step; report what prevents it if required."""
-    stages = final(program)
-    clocks = {
-        root_of(axis.clock)
-        for stage in stages
-        for axis in stage.result.type.axes
-        if axis.clock is not None and axis.clock.ordered
-    }
+    clocks = stream_clocks(program, facts)
+    decoding = Decoding.of(program, clocks)
+    constancy = decoding.constancy(
+        [(s.name, s.module, [v.name for v in s.inputs]) for s in program.stages]
+    )
+    modules = forward_modules(program)
+    whole = reads_whole_chunks(modules)
     blockers = [
         node
-        for module in forward_modules(program)
+        for module in modules
         for node in used_nodes(module)
-        if isinstance(node, OpNode) and _is_blocking(node, clocks)
+        if isinstance(node, OpNode)
+        and (
+            _is_blocking(node, clocks)
+            or _is_misplaced(node, module, clocks, constancy)
+            or _is_early(node, whole)
+        )
     ]
     facts.tables["no_step_form"] = blockers
-    reason = _reason(program, clocks)
+    reason = _reason(program, clocks) or _of_other_rows(program, constancy)
+    stages = [stage for stage in final(program) if stage.name not in decoding.stages]
     causal = all(facts.causal.get(stage.name, False) for stage in stages)
     facts.streaming = causal and not blockers and not reason
+    facts.tables["decoding"] = decoding
     facts.tables["not_streaming"] = reason
     wanted = next((r for r in program.requirements if r.fact == "streaming"), None)
     if wanted is None:
@@ -86,12 +114,16 @@ def check(program: Program, facts: Facts, report: Report) -> None:
         labels: tuple[Label, ...] = (Label(wanted.span, "required here"),)
         if span != node.span:
             labels = (*labels, Label(node.span, "here, in the library"))
+        early = _is_early(node, whole)
         report.add(
             NoStepForm(
                 span=span,
                 operation=node.op.op_name,
+                early=early,
                 labels=labels,
-                help="write it with `attend`, `conv1d`, `cumsum`, `ema` or `linear_recurrence`",
+                help="read a chunk before, `lag = 1`, or cut the stream a second time"
+                if early
+                else "write it with `attend`, `conv1d`, `cumsum`, `ema` or `linear_recurrence`",
             )
         )
 
@@ -100,10 +132,144 @@ def _reason(program: Program, clocks: set[Clock]) -> str:
     """Return what about the inputs and outputs stands against a step-by-step decoder, or ""."""
     if not clocks:
         return "no output is a stream of tokens in time"
-    if len(program.inputs) != 1:
-        names = ", ".join(f"`{given.name}`" for given in program.inputs)
-        return f"a decoder takes one stream of tokens, the inputs are {names}"
+    apart = [
+        given
+        for given in read_inputs(program)
+        if _is_on(given.value, clocks) and not _is_aligned(given, clocks)
+    ]
+    if apart or len(clocks) > 1:
+        names = ", ".join(f"`{given.name}`" for given in apart or program.inputs)
+        return f"a decoder takes one stream of tokens, and what is not on its clock is {names}"
+    for given in read_inputs(program):
+        axis = given.value.type.token_axis
+        if axis is not None and axis.clock in clocks and axis.size.is_number:
+            return f"`{given.name}` always has {axis.size} tokens, which come all at once"
+    return _late(program)
+
+
+def _of_other_rows(program: Program, constancy: Constancy) -> str:
+    """Return where chunks meet what is read once: a step has chunks of some rows alone."""
+    for module in program.modules:
+        for node in module.nodes if constancy.entered(module) else ():
+            levels = {constancy.level(v) for v in node.inputs if v.type.batched}
+            chunked = any(_is_cut(axis) for v in node.inputs for axis in v.type.axes)
+            if isinstance(node, OpNode) and chunked and Level.FIXED in levels:
+                return (
+                    f"`{node.op.op_name}` (line {user_span(program, node).line}) joins chunks, "
+                    "which end in some rows alone, with what is read once for all rows"
+                )
     return ""
+
+
+def _is_cut(axis: Axis) -> bool:
+    clock = axis.clock
+    while clock is not None and not clock.cut:
+        clock = clock.parent
+    return clock is not None
+
+
+def _late(program: Program) -> str:
+    """Return which input a decoder cannot be given, because it follows from the whole text."""
+    names = {given.name for given in read_inputs(program)}
+    for step, _ in program.segments:
+        if step.name in names and step.source in ("whole", "tokens"):
+            return f"`{step.name}` is known only when the whole text is (`{step.segmentation}`)"
+    return ""
+
+
+def stream_clocks(program: Program, facts: Facts) -> set[Clock]:
+    """Return the clocks of the streams that are generated: those of what the objective predicts.
+
+    Without such an objective they are the clocks of the last results.
+    """
+    predicted = facts.tables.get("predictions")
+    names = {p.stage for p in predicted} if isinstance(predicted, list) else set()
+    stages = [stage for stage in program.stages if stage.name in names] or final(program)
+    return {
+        root_of(axis.clock)
+        for stage in stages
+        for axis in stage.result.type.axes
+        if axis.clock is not None and axis.clock.ordered
+    }
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a decoder reads step by step, and what it reads once.
+
+    Args:
+        clocks: the clocks of the stream.
+        inputs: names of the inputs that are read once, with the prompt.
+        stages: names of the stages that are run once.
+        parameters: names of the parameters that stages share.
+    """
+
+    clocks: frozenset[Clock]
+    inputs: tuple[str, ...]
+    stages: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, program: Program, clocks: set[Clock]) -> Decoding:
+        """Divide the inputs and stages of a program."""
+        streamed = {id(i.value) for i in program.inputs if _is_on(i.value, clocks)}
+        stages: list[str] = []
+        for stage in program.stages:
+            if any(id(value) in streamed for value in stage.inputs):
+                streamed.add(id(stage.result))
+            else:
+                stages.append(stage.name)
+        inputs = [i.name for i in read_inputs(program) if id(i.value) not in streamed]
+        shared = [node.outputs[0].name for node in model_parameters(program)]
+        return cls(frozenset(clocks), tuple(inputs), tuple(stages), tuple(shared))
+
+    def constancy(self, stages: list[tuple[str, Module, list[str]]]) -> Constancy:
+        """Return which values of stages, given with their operands' names, are computed once."""
+        known = dict.fromkeys((*self.inputs, *self.stages), Level.FIXED)
+        found = Constancy(set(self.clocks))
+        if not known:
+            return found
+        known |= dict.fromkeys(self.parameters, Level.FREE)
+        found.run(
+            (module, [known.get(name, Level.STREAMED) for name in operands])
+            for name, module, operands in stages
+            if name not in self.stages
+        )
+        return found
+
+
+def decode_constancy(program: Program, facts: Facts) -> Constancy | None:
+    """Return what decode steps leave out, if there is something."""
+    decoding = facts.tables.get("decoding")
+    if not facts.streaming or not isinstance(decoding, Decoding) or not decoding.inputs:
+        return None
+    return decoding.constancy(
+        [(s.name, s.module, [v.name for v in s.inputs]) for s in program.stages]
+    )
+
+
+def _is_on(value: Value, clocks: set[Clock]) -> bool:
+    axes = value.type.axes
+    return any(axis.clock is not None and root_of(axis.clock) in clocks for axis in axes)
+
+
+def read_inputs(program: Program) -> list[Input]:
+    """Return the inputs that stages read; what only the objective reads are labels."""
+    read = {id(v) for m in program.modules for node in m.nodes for v in node.inputs}
+    read |= {id(v) for m in program.modules for v in m.results}
+    used = {
+        id(outer)
+        for stage in program.stages
+        for outer, formal in zip(stage.inputs, stage.module.inputs, strict=True)
+        if id(formal) in read
+    }
+    return [given for given in program.inputs if id(given.value) in used]
+
+
+def _is_aligned(given: Input, clocks: set[Clock]) -> bool:
+    """Whether an input has one entry per token of the stream, and no other token axis."""
+    ticks = [axis.clock is not None for axis in given.value.type.axes]
+    return ticks[:1] == [True] and not any(ticks[1:]) and given.value.type.axes[0].clock in clocks
 
 
 def forward_modules(program: Program) -> list[Module]:
@@ -140,15 +306,56 @@ def _is_blocking(node: OpNode, clocks: set[Clock]) -> bool:
     flows = node.op.flows()
     kept = {axis.name for value in node.outputs for axis in value.type.axes}
     for name, value in varying(node):
+        if isinstance(value.type, ChunksType):
+            continue  # the state of `chunks` counts them
         for axis in value.type.axes:
             if not _streams(axis, clocks):
                 continue
             mine = [f for f in flows.get(name, ()) if f.source == axis.name]
             if not mine and axis.name not in kept:
                 mine = [Flow(axis.name, None, EVERYTHING)]
-            if any(not of_flow(f).is_own or f.target is None for f in mine):
+            if any(_reads_others(f) for f in mine):
                 return True
     return False
+
+
+def _is_misplaced(node: OpNode, module: Module, clocks: set[Clock], constancy: Constancy) -> bool:
+    """Whether a state would grow along tokens that do not come step by step."""
+    if node.op.state() is None or not constancy.entered(module) or constancy.is_fixed(node):
+        return False
+    axes = [axis for _, value in varying(node) for axis in value.type.axes]
+    return not any(axis.clock is not None and root_of(axis.clock) in clocks for axis in axes)
+
+
+def _is_early(node: OpNode, whole: set[str]) -> bool:
+    """Whether tokens read their own chunk where chunks are handed on when they are complete."""
+    crossings = [flow.crossing for flows in node.op.flows().values() for flow in flows]
+    return any(
+        c is not None and c.kind == "expand" and c.clock in whole and not (c.closed or c.lag)
+        for c in crossings
+    )
+
+
+def _reads_others(flow: Flow) -> bool:
+    """Whether a flow reads other tokens than the own one, so that they must be kept."""
+    crossing = flow.crossing
+    if crossing is not None and crossing.kind == "reduce":
+        return crossing.whole  # a chunk's first token is handed on as it comes
+    return not of_flow(flow).is_own or flow.target is None
+
+
+def reads_whole_chunks(modules: Iterable[Module]) -> set[str]:
+    """Return the ragged clocks of which some operation reads more than the first tokens."""
+    found: set[str] = set()
+    for module in modules:
+        for node in used_nodes(module):
+            if isinstance(node, OpNode):
+                for flows in node.op.flows().values():
+                    for flow in flows:
+                        crossing = flow.crossing
+                        if crossing and crossing.kind == "reduce" and crossing.whole:
+                            found.add(crossing.clock)
+    return found
 
 
 def _streams(axis: Axis, clocks: set[Clock]) -> bool:

@@ -8,7 +8,7 @@ is linear in the size of the program, whatever the number of layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokdsl.checks.reach import (
     ALL,
@@ -39,7 +39,7 @@ from tokdsl.graph.predicates import PredicateReader
 from tokdsl.graph.program import CallNode, LoopNode, Module, OpNode, Value
 from tokdsl.ops.base import operand_fields
 from tokdsl.types.tensors import ValueType
-from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Flow, Interval
+from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Crossing, Flow, Interval
 
 #: operations that give their operand back under other names or in another order
 MOVES = ("as_axis", "rename", "order", "cache")
@@ -139,7 +139,8 @@ class Timing:
                 for source, keys in body.reads.get(id(value), {}).items():
                     for key, reach in keys.items():
                         for target, step in self.steps(body, node, name, value, key, output, flows):
-                            add(reads, source, *landing(target, join(reach, step)))
+                            way = join(reach, step, counted(value.type, key))
+                            add(reads, source, *landing(target, way))
             body.reads[id(output)] = reads
             support = self._support(body, node, given, flows, output)
             if support is not None:
@@ -168,7 +169,9 @@ class Timing:
             mine = [Flow(key, key)] if key in axes else [Flow(key, None, EVERYTHING)]
         for flow in mine:
             step = self._step(body, node, name, key, flow, axes)
-            if step[1].hi <= 0 or id(node) not in self.ignored:
+            if id(node) in self.ignored and flow.crossing is not None:
+                yield step[0], of_flow(_early(flow, flow.crossing))
+            elif step[1].hi <= 0 or id(node) not in self.ignored:
                 yield step
             elif step[0] is not EVERYWHERE:
                 yield step[0], Reach(min(step[1].lo, 0), 0, 0, step[1].rate)
@@ -177,7 +180,7 @@ class Timing:
         self, body: Body, node: OpNode, name: str, key: str, flow: Flow, axes: set[str]
     ) -> Step:
         interval = flow.interval
-        if interval.hi > 0 and interval.lo == -INFINITY:
+        if interval.hi > 0 and interval.lo == -INFINITY and flow.crossing is None:
             narrow = self._narrowed(body, node, name, key, axes)
             if narrow is not None:
                 return narrow[0], along(narrow[1])
@@ -379,6 +382,12 @@ class Timing:
         body.reads[id(node.outputs[0])] = compose(total, first, operands, names)
 
 
+def _early(flow: Flow, crossing: Crossing) -> Flow:
+    """Return a change of clock that is taken to read no later token: its cause is known."""
+    early = replace(crossing, whole=False, late=0, closed=True, lag=max(crossing.lag, 1))
+    return replace(flow, crossing=early)
+
+
 def itself(index: int, kind: ValueType) -> Dependence:
     """Return the dependence of an input on itself."""
     found: Dependence = {(index, ""): {EVERYWHERE: ALL}}
@@ -433,8 +442,17 @@ def compose(
                 elif axis and back.get(axis) == key:
                     for target, step in keys.items():
                         name = names.get(target, target) if target else target
-                        add(found, source, *landing(name, join(reach, step)))
+                        way = join(reach, step, counted(kind, key))
+                        add(found, source, *landing(name, way))
     return found
+
+
+def counted(kind: ValueType, key: str | None) -> bool:
+    """Return whether data decide how many entries a value has along an axis: chunks."""
+    clock = next((a.clock for a in kind.axes if a.name == key), None)
+    while clock is not None and not clock.cut:
+        clock = clock.parent
+    return clock is not None
 
 
 def landing(target: str | None, reach: Reach) -> tuple[str | None, Reach]:

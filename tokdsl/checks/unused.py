@@ -119,7 +119,9 @@ def _definition(item: tree.Definition, report: Report) -> None:
             _name(operand.name, "operand", operand.span, read, report)
     for parameter in item.parameters:
         _name(parameter.name, "parameter", parameter.span, read | sizes, report)
-    _body(item.body, read, report, has_value=True)
+    # the equations of a tokenizer name inputs of the model
+    if item.kind != "tokenizer":
+        _body(item.body, read, report, has_value=True)
 
 
 def _uses_stream(body: tree.Body) -> bool:

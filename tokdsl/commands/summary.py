@@ -12,6 +12,7 @@ from tokdsl import driver
 from tokdsl.checks.causality import root_of
 from tokdsl.checks.cost import LENGTH, Accountant, Amount, lengths, main_clock
 from tokdsl.checks.facts import Facts
+from tokdsl.checks.streaming import decode_constancy
 from tokdsl.commands.quantities import TIMES, quantity, size
 from tokdsl.diagnostics import Report
 from tokdsl.graph.definitions import owns
@@ -61,6 +62,8 @@ class Summary:
     streaming: bool = False
     obstacles: tuple[str, ...] = ()
     formulas: Mapping[str, str] = field(default_factory=dict)
+    isolated: bool = False
+    mixing: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -75,6 +78,7 @@ class Summary:
             "totals": dict(self.numbers),
             "causal": dict(self.causal),
             "streaming": self.streaming,
+            "isolated": self.isolated,
             "formulas": dict(self.formulas),
             "stages": [_plain_row(row) for row in self.rows],
         }
@@ -107,7 +111,7 @@ def summary(path: Path, overrides: Mapping[str, str] | None = None) -> Summary:
 
 def summarize(program: Program, facts: Facts, report: Report) -> Summary:
     """Return the summary of a checked model."""
-    walker = Walker(program)
+    walker = Walker(program, facts)
     rows = [
         walker.row(
             use.name,
@@ -120,7 +124,8 @@ def summarize(program: Program, facts: Facts, report: Report) -> Summary:
     ]
     blockers = facts.tables.get("no_step_form", [])
     formulas = facts.tables.get("formulas", {})
-    assert isinstance(blockers, list) and isinstance(formulas, dict)
+    mixing = facts.tables.get("mixes_documents", [])
+    assert isinstance(blockers, list) and isinstance(formulas, dict) and isinstance(mixing, list)
     return Summary(
         report,
         program.name,
@@ -130,6 +135,8 @@ def summarize(program: Program, facts: Facts, report: Report) -> Summary:
         facts.streaming,
         tuple(dict.fromkeys(node.op.op_name for node in blockers)),
         formulas,
+        facts.isolated,
+        tuple(dict.fromkeys(node.op.op_name for node in mixing)),
     )
 
 
@@ -155,10 +162,11 @@ class Scale:
 class Walker:
     """Builds the rows of a program."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, facts: Facts) -> None:
         self.accountant = Accountant()
-        self.full, self.decode = lengths(program, LENGTH)
-        self.main = main_clock(program)
+        self.stepping = Accountant(decode_constancy(program, facts))
+        self.main = main_clock(program, facts)
+        self.full, self.decode = lengths(program, LENGTH, self.main)
         self.tokens = self.full.get(f"T_{self.main.name}", 1.0) if self.main is not None else 1.0
 
     def is_decoded(self, kind: ValueType) -> bool:
@@ -168,19 +176,21 @@ class Walker:
 
     def row(self, name: str, module: Module, times: int, kind: ValueType, scale: Scale) -> Row:
         """Return the row of a module with those of what it calls."""
-        amount = self.accountant.module(module).total
-        return self._row(name, times, kind, amount, scale, tuple(self.inner(module, scale)))
+        amounts = self.accountant.module(module).total, self.stepping.module(module).total
+        return self._row(name, times, kind, amounts, scale, tuple(self.inner(module, scale)))
 
     def _row(
         self,
         name: str,
         times: int,
         kind: ValueType,
-        amount: Amount,
+        amounts: tuple[Amount, Amount],
         scale: Scale,
         inner: tuple[Row, ...],
     ) -> Row:
+        amount, stepped = amounts
         flops = amount.flops.substitute(dict(scale.rows))  # type: ignore[arg-type]
+        step = stepped.flops.substitute(dict(scale.rows))  # type: ignore[arg-type]
         return Row(
             name,
             times,
@@ -189,8 +199,8 @@ class Walker:
             amount.params * scale.times * scale.owned,
             amount.active * scale.times * scale.share * scale.owned,
             self._evaluate(flops, self.full) * scale.times / self.tokens,
-            self._evaluate(flops, self.decode) * scale.times * scale.decoded,
-            amount.cache * scale.times * scale.decoded,
+            self._evaluate(step, self.decode) * scale.times * scale.decoded,
+            stepped.cache * scale.times * scale.decoded,
             inner,
         )
 
@@ -204,17 +214,20 @@ class Walker:
         scale = replace(scale, rows=(*scale.rows, *((n, _rows(r)) for n, r in routes.items())))
         seen: set[str] = set()
         for node in module.nodes:
+            own = scale
+            if self.stepping.is_left_out(module, node):
+                own = replace(scale, decoded=False)
             if isinstance(node, CallNode) and owns(node.module):
-                mine = scale
+                mine = own
                 if node.module.stack is not None and module.stack is None:
-                    mine = replace(scale, share=scale.share * _share(node, routes))
+                    mine = replace(own, share=own.share * _share(node, routes))
                 if node.attribute in seen:
                     mine = replace(mine, owned=0)
                 seen.add(node.attribute)
                 name, times = _call_name(node, module)
                 yield self.row(name, node.module, times, node.outputs[0].type, mine)
             elif isinstance(node, LoopNode) and any(owns(m) for m in node.modules):
-                yield self._loop(node, scale)
+                yield self._loop(node, own)
 
     def _loop(self, node: LoopNode, scale: Scale) -> Row:
         """Return the row of a loop: its layers, or each kind of layer with its own."""
@@ -222,16 +235,18 @@ class Walker:
         for module in node.modules:
             counts[id(module)] = counts.get(id(module), 0) + 1
         kinds = list({id(m): m for m in node.modules}.values())
-        kind, total, inner = node.outputs[0].type, Amount(), []
+        kind, total, stepped, inner = node.outputs[0].type, Amount(), Amount(), []
         for number, module in enumerate(kinds, start=1):
             count = counts[id(module)]
             total += self.accountant.module(module).total.times(count)
+            stepped += self.stepping.module(module).total.times(count)
             deeper = replace(scale, times=scale.times * count)
             if len(kinds) == 1:
                 inner = list(self.inner(module, deeper))
             else:
                 inner.append(self.row(f"kind {number}", module, count, kind, deeper))
-        return self._row(node.attribute, len(node.modules), kind, total, scale, tuple(inner))
+        amounts = total, stepped
+        return self._row(node.attribute, len(node.modules), kind, amounts, scale, tuple(inner))
 
 
 def _call_name(node: CallNode, module: Module) -> tuple[str, int]:
@@ -303,6 +318,8 @@ def _clock_text(kind: ValueType) -> str:
 
 
 def _rate(clock: Clock) -> str:
+    if clock.stride is not None and clock.expected < 1:
+        return f"{round(1 / clock.expected)}/1"
     return f"1/{clock.stride}" if clock.stride is not None else "learned"
 
 
@@ -358,6 +375,8 @@ def notes(summary: Summary) -> list[tuple[str, str]]:
     found = [(f"causal: {name}", lookback[proved]) for name, proved in summary.causal.items()]
     why = f"no: no step form of {', '.join(summary.obstacles)}" if summary.obstacles else "no"
     found.append(("streaming", "yes" if summary.streaming else why))
+    mixing = f"no: mixed by {', '.join(summary.mixing)}"
+    found.append(("isolated documents", "yes" if summary.isolated else mixing))
     if state := numbers.get("state_bytes"):
         found.append(("state of fixed size", f"{size(state)} per sequence"))
     if activation := numbers.get("activation_bytes_per_token"):

@@ -107,6 +107,8 @@ def reset_lines(plan: ClassPlan) -> list[str]:
                 continue
             tensor = f"self.{owned.name}" + (f".{spec.name}" if spec.name else "")
             fan_in = spec.shape[-1].number or 1 if spec.shape else 1
+            if "Conv" in owned.constructor and spec.name == "bias":
+                tensor = f"cast(Tensor, {tensor})"  # torch says that it may be None
             lines += wrap(initialise(spec.init, tensor, fan_in), INDENT)
     return lines
 
@@ -117,6 +119,8 @@ def parameter_list(plan: ClassPlan) -> list[str]:
     found += [f"{clock}: TokenClock" for clock in plan.clocks]
     if plan.collects_aux:
         found.append("aux: Aux | None")
+    if plan.decides:
+        found.append("decisions: Decisions | None")
     if plan.stateful:
         found.append(f"state: {state_name(plan)} | None")
     return found
@@ -180,10 +184,11 @@ def commented(text: str, item: Statement) -> list[str]:
 
 
 def _loop_lines(loop: Loop) -> list[str]:
-    pad = " " * INDENT
+    pad = " " * (INDENT + loop.indent)
     comment = "  ".join(part for part in (loop.shape, where(loop.span)) if part)
     if loop.indexed:
         head = f"for i, layer in enumerate(self.{loop.attribute}):"
     else:
         head = f"for layer in self.{loop.attribute}:"
-    return [f"{pad}{head}  # {comment}", *wrap(f"{loop.target} = {loop.call}", INDENT + 4)]
+    call = wrap(f"{loop.target} = {loop.call}", INDENT + loop.indent + 4)
+    return [f"{pad}{head}  # {comment}", *call]

@@ -11,7 +11,8 @@ from tokdsl.resources import resource
 
 _NEEDS = re.compile(r"^# needs: (.+)$", re.MULTILINE)
 STANDARD = {"collections", "dataclasses", "math", "typing", "itertools", "json", "pathlib",
-            "functools", "collections.abc", "__future__", "contextlib"}  # fmt: skip
+            "functools", "collections.abc", "__future__", "contextlib", "bisect", "codecs",
+            "io", "re", "string", "tokenize", "types"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def imports(plain: set[str], members: set[tuple[str, str]]) -> str:
         lines = [f"import {n}" for n in sorted(plain) if _is_standard(n) == standard]
         modules = sorted({m for m, _ in members if _is_standard(m) == standard})
         for module in modules:
-            names = sorted({n for m, n in members if m == module}, key=_import_key)
+            names = sorted({n for m, n in members if m == module}, key=order)
             lines.append(_from_line(module, names))
         if lines:
             groups.append("\n".join(lines) + "\n")
@@ -113,6 +114,7 @@ def _is_standard(name: str) -> bool:
     return name.split(" ")[0].split(".")[0] in STANDARD
 
 
-def _import_key(name: str) -> tuple[int, str]:
+def order(name: str) -> tuple[int, str]:
+    """Return what imported names are sorted by: constants, classes, functions."""
     kind = 0 if name.isupper() else 1 if name[:1].isupper() else 2
     return kind, name

@@ -8,21 +8,24 @@ import textwrap
 from typing import Any
 
 from tokdsl import __version__
-from tokdsl.emit import classes, functions
+from tokdsl.emit import classes, functions, once
 from tokdsl.emit.environment import render
 from tokdsl.emit.layouts import layouts
+from tokdsl.emit.tokenizer import tokenizer_files
 from tokdsl.emit.wrap import wrap
-from tokdsl.lower.plan import ClassPlan, Plan, StagePlan
-from tokdsl.tokenizers import description
+from tokdsl.lower.decisions import place
+from tokdsl.lower.plan import ClassPlan, InputPlan, Plan, StagePlan
 
 #: names of ``functional.py`` that are classes used in annotations
-TYPES = {"Rotation", "Route", "TokenClock"}
+TYPES = {"Chunks", "Rotation", "Route", "TokenClock"}
 STATE_TYPES = ("State", "ClockState")
 
 
 def emit(plan: Plan, source_name: str) -> dict[str, str]:
     """Return the text of every file of the package; the same plan gives the same bytes."""
     plan.functions |= {"TokenClock", "token_clock"} if _uses_clock(plan) else set()
+    if plan.streaming:
+        plan.states |= once.states(plan, _clocks(plan))
     files = {
         "model.py": _model(plan, source_name),
         "config.json": _json({p.name: p.value for p in plan.parameters}),
@@ -33,7 +36,7 @@ def emit(plan: Plan, source_name: str) -> dict[str, str]:
     if plan.streaming:
         files["state.py"] = _state(plan, source_name)
         files["generation.py"] = render("package/generation.py.jinja", {})
-    files.update(_tokenizer(plan))
+    files.update(tokenizer_files(plan))
     files["layouts.py"] = layouts(plan, _header(plan, source_name))
     files["checkpoint.py"] = render("package/checkpoint.py.jinja", {})
     files["__init__.py"] = _init(plan, source_name, files)
@@ -41,7 +44,7 @@ def emit(plan: Plan, source_name: str) -> dict[str, str]:
 
 
 def _uses_clock(plan: Plan) -> bool:
-    return any(stage.clocks for stage in plan.stages) or plan.streaming
+    return any(s.clocks or s.decides for s in plan.stages) or plan.streaming
 
 
 def _header(plan: Plan, source_name: str) -> str:
@@ -58,17 +61,30 @@ def _json(data: object) -> str:
 def _model(plan: Plan, source_name: str) -> str:
     described = [_class(item) for item in plan.classes]
     used = "\n".join(line for item in described for line in item["lines"])
+    streams = [i for i in plan.inputs if not i.is_label]
+    ticking = [i for i in streams if not i.fixed]
+    first = next((i for i in ticking if i.is_tokens), ticking[0] if ticking else None)
+    calls = {stage.name: _stage_arguments(plan, stage) for stage in plan.stages}
     context: dict[str, Any] = {
         "header": _header(plan, source_name),
         "model": plan.name,
         "classes": described,
         "config": plan.parameters,
-        "inputs": [i for i in plan.inputs if not i.is_label],
+        "inputs": streams,
         "labels": [i for i in plan.inputs if i.is_label],
+        "own": _own(plan),
         "stages": plan.stages,
-        "calls": {stage.name: _stage_arguments(plan, stage) for stage in plan.stages},
+        "stage_lines": {
+            name: wrap(f"{name} = self.{name}({arguments})", classes.INDENT)
+            for name, arguments in calls.items()
+        },
+        "decides": any(stage.decides for stage in plan.stages),
         "clocks": _clocks(plan),
         "clock_lines": _clock_lines(plan),
+        "isolated": plan.isolated,
+        "attributes": _attributes(plan),
+        "shape_lines": _shape_lines(plan, streams),
+        "starts_lines": _starts_lines(plan),
         "aux": plan.aux,
         "arguments": _forward_arguments(plan),
         "aux_type": "Aux | None" if plan.aux and plan.streaming else "Aux",
@@ -79,28 +95,49 @@ def _model(plan: Plan, source_name: str) -> str:
         "terms": plan.terms,
         "streaming": plan.streaming,
         "imports": _imports(plan, used),
-        "first": plan.inputs[0] if plan.inputs else None,
+        "first": first,
+        "aligned": [i for i in ticking if i is not first],
+        "once": once.inputs(plan),
+        "answer": once.answer(plan),
+        "state_clocks": once.state_clocks(_clocks(plan)),
+        "keep_lines": once.keep_lines(plan, _clocks(plan)),
+        "output_lines": _output_lines(plan),
+        "prefill_lines": _prefill_lines(plan),
+        "step_lines": once.step_lines(plan, _clocks(plan), calls),
+        "streamed": ", ".join(i.name for i in streams),
     }
     return render("package/model.py.jinja", context)
+
+
+def _own(plan: Plan) -> dict[str, list[str]]:
+    """Return the lines of what the model itself owns."""
+    parts = (classes.buffer_annotations, classes.constructor_lines, classes.reset_lines)
+    names = ("annotations", "constructor", "reset")
+    model = plan.model
+    return {n: part(model) if model else [] for n, part in zip(names, parts, strict=True)}
 
 
 def _clocks(plan: Plan) -> list[dict[str, str]]:
     """Return the clocks that stages read, each with the input that makes it."""
     needed = {name for stage in plan.stages for name in stage.clocks}
     if plan.streaming:
-        needed |= {i.clock for i in plan.inputs if i.clock}
+        needed |= {i.clock for i in plan.inputs if i.clock and not i.fixed}
+    stepped = {name for stage in plan.stages if not stage.fixed for name in stage.clocks}
     found: list[dict[str, str]] = []
-    validity = plan.validity()
+    attributes = plan.attributes()
+    validity = attributes["valid"]
     for given in plan.inputs:
         if given.clock in validity and all(c["clock"] != given.clock for c in found):
-            variable = "clock" if len(validity) == 1 else f"clock_{given.clock}"
+            variable = "clock" if len(validity) == 1 else f"clock_{given.clock.replace('.', '_')}"
             found.append(
                 {
                     "clock": given.clock,
                     "input": given.name,
-                    "valid": validity[given.clock],
+                    **{name: names[given.clock] for name, names in attributes.items()},
                     "variable": variable,
                     "needed": "yes" if given.clock in needed else "",
+                    "fixed": "yes" if given.fixed else "",
+                    "kept": "yes" if given.fixed and given.clock in stepped else "",
                 }
             )
     return found
@@ -115,7 +152,30 @@ def _aux_start(plan: Plan) -> str:
 def _forward_arguments(plan: Plan) -> str:
     """Return what the objective gives to ``forward``."""
     names = [i.name for i in plan.inputs if not i.is_label]
-    return ", ".join([*names, *(c["valid"] for c in _clocks(plan))])
+    return ", ".join([*names, *_attributes(plan)])
+
+
+def _output_lines(plan: Plan) -> list[str]:
+    """Return the statement of ``loss`` that runs the model."""
+    decisions = ", decisions=decisions" if _decides(plan) else ""
+    return wrap(f"output = self({_forward_arguments(plan)}{decisions})", classes.INDENT)
+
+
+def _prefill_lines(plan: Plan) -> list[str]:
+    """Return the statement of ``prefill``: a pass with a state."""
+    decisions = ", decisions" if _decides(plan) else ""
+    given = f"{_forward_arguments(plan)}, state{decisions}"
+    return wrap(f"return self({given}).{once.answer(plan)}", classes.INDENT)
+
+
+def _decides(plan: Plan) -> bool:
+    return any(stage.decides for stage in plan.stages)
+
+
+def _attributes(plan: Plan) -> list[str]:
+    """Return the arguments that say something of the tokens of the inputs."""
+    kinds = ("valid", "documents") if plan.isolated else ("valid",)
+    return [clock[kind] for kind in kinds for clock in _clocks(plan)]
 
 
 def _clock_lines(plan: Plan) -> list[str]:
@@ -124,11 +184,37 @@ def _clock_lines(plan: Plan) -> list[str]:
     for item in _clocks(plan):
         if not item["needed"]:
             continue
-        new = f"token_clock({item['input']}, {item['valid']})"
-        if plan.streaming:
-            advance = f"state.{item['variable']}.advance({item['input']}, {item['valid']})"
+        given = [item["input"], item["valid"], *([item["documents"]] if plan.isolated else [])]
+        new = f"token_clock({', '.join(given)})"
+        if plan.streaming and not item["fixed"]:
+            advance = f"state.{item['variable']}.advance({', '.join(given)})"
             new = f"{new} if state is None else {advance}"
         lines += wrap(f"{item['variable']} = {new}", classes.INDENT)
+    return lines
+
+
+def _shape_lines(plan: Plan, streams: list[InputPlan]) -> list[str]:
+    """Return what the docstring of ``forward`` says of its arguments."""
+    said = {
+        "valid": "(B, T) bool, true at tokens and false at padding",
+        "documents": "(B, T) int, where it changes another document begins",
+    }
+    parts = [f"{given.name} {given.shape}" for given in streams]
+    kinds = [kind for kind in said if kind == "valid" or plan.isolated]
+    parts += [f"{clock[kind]} {said[kind]}" for kind in kinds for clock in _clocks(plan)]
+    pad = " " * classes.INDENT
+    text = f"Shape: {', '.join(parts)}"
+    return textwrap.wrap(text, 99, initial_indent=pad, subsequent_indent=pad + "    ")
+
+
+def _starts_lines(plan: Plan) -> list[str]:
+    """Return the statements by which the objective learns where documents start."""
+    lines: list[str] = []
+    text = "\n".join(_objective_lines(plan))
+    for item in _clocks(plan):
+        if _mentions(text, item["starts"]):
+            given = f"document_starts({item['documents']}, {item['valid']})"
+            lines += wrap(f"{item['starts']} = {given}", classes.INDENT)
     return lines
 
 
@@ -137,9 +223,20 @@ def _stage_arguments(plan: Plan, stage: StagePlan) -> str:
     parts = [*stage.inputs, *(variables[name] for name in stage.clocks)]
     if stage.collects_aux:
         parts.append("aux")
+    if stage.decides:
+        parts.append(place(f'"{stage.name}"', *_decision_clock(plan, stage)))
     if stage.stateful:
         parts.append(f"state and state.{stage.name}")
     return ", ".join(parts)
+
+
+def _decision_clock(plan: Plan, stage: StagePlan) -> list[str]:
+    """Return the clock by which decisions are recorded; made on the spot if no stage reads it."""
+    for item in _clocks(plan):
+        if item["clock"] == stage.decision_clock:
+            made = f"token_clock({item['input']}, {item['valid']})"
+            return [item["variable"] if item["needed"] else made]
+    return []
 
 
 def _class(plan: ClassPlan) -> dict[str, Any]:
@@ -197,9 +294,19 @@ def _objective_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def _sorted(names: list[str]) -> list[str]:
+    """Return names in the order of an import sorter: without case, numbers by their value."""
+
+    def key(name: str) -> list[str | int]:
+        parts = [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name.lower())]
+        return [0 if name[:1].isupper() else 1, *parts]
+
+    return sorted(names, key=key)
+
+
 def _imports(plan: Plan, used: str) -> dict[str, list[str]]:
     """Return what ``model.py`` imports from the package, and which torch names it needs."""
-    objective = "\n".join(_objective_lines(plan))
+    objective = "\n".join([*_starts_lines(plan), *_objective_lines(plan)])
     text = used + "\n" + objective
     names = [f.name for f in functions.collect(plan.functions)]
     functional = [
@@ -209,14 +316,17 @@ def _imports(plan: Plan, used: str) -> dict[str, list[str]]:
     state = [classes.state_name(c) for c in plan.classes if c.stateful] + sorted(plan.states)
     return {
         "functional": functional,
-        "state": sorted([*state, "ModelState", "ClockState"]) if plan.streaming else [],
+        "state": _sorted([*state, "ModelState", "ClockState"]) if plan.streaming else [],
         "F": ["F"] if "F." in text else [],
-        "cast": ["cast"] if plan.streaming and "cast(" in _states_text(plan) else [],
+        "cast": ["cast"] if _casts(plan) else [],
     }
 
 
-def _states_text(plan: Plan) -> str:
-    return "".join(part.constructor for item in plan.classes for part in item.state)
+def _casts(plan: Plan) -> bool:
+    """Whether ``model.py`` tells the type checker what torch does not."""
+    states = [part.constructor for item in plan.classes for part in item.state]
+    lines = [line for item in plan.classes for line in classes.reset_lines(item)]
+    return any("cast(" in text for text in (*(states if plan.streaming else []), *lines))
 
 
 def _mentions(text: str, name: str) -> bool:
@@ -244,15 +354,18 @@ def _functional(plan: Plan, source_name: str) -> str:
 def _state(plan: Plan, source_name: str) -> str:
     names = {"State", "ClockState", *plan.states}
     collected = functions.collect(names)
-    shared = [f for f in collected if f.name in ("TokenClock", "token_clock")]
+    clock = {"TokenClock", "token_clock"} if _uses_clock(plan) else set()
+    shared = functions.collect(plan.functions | clock)
     own = [f for f in collected if f not in shared]
+    text = "\n".join(f.body for f in own)
+    taken = [f.name for f in shared if f in collected and _mentions(text, f.name)]
     members = {pair for f in own for pair in f.members if pair[0] != "__future__"}
     members |= {("dataclasses", "dataclass")}
     plain = {name for f in own for name in f.plain}
     context = {
         "header": _header(plan, source_name),
         "imports": functions.imports(plain, members),
-        "shared": ["TokenClock", "token_clock"] if shared else [],
+        "shared": _sorted(taken),
         "bodies": [f.body for f in own],
         "classes": [
             {"name": classes.state_name(c), "owner": c.name, "fields": c.state}
@@ -260,22 +373,10 @@ def _state(plan: Plan, source_name: str) -> str:
             if c.stateful
         ],
         "stages": [s for s in plan.stages if s.stateful],
+        "clocks": once.state_clocks(_clocks(plan)),
+        "once": once.inputs(plan),
     }
     return render("package/state.py.jinja", context)
-
-
-def _tokenizer(plan: Plan) -> dict[str, str]:
-    if plan.tokenizer is None:
-        return {}
-    name, arguments = plan.tokenizer
-    template = {"bytes": "tokenizer_bytes", "chars": "tokenizer_characters"}.get(
-        name, "tokenizer_library"
-    )
-    files = {"tokenizer.py": render(f"package/{template}.py.jinja", {})}
-    # the file of a published tokenizer is added by the driver, which reads and writes files
-    if name != "pretrained":
-        files["tokenizer.json"] = _json(description(name, arguments))
-    return files
 
 
 def _manifest(plan: Plan, source_name: str) -> str:
@@ -287,6 +388,7 @@ def _manifest(plan: Plan, source_name: str) -> str:
             "model": plan.name,
             "causal": plan.causal,
             "streaming": plan.streaming,
+            "isolated": plan.isolated,
             "facts": plan.facts,
             "kernels": [],
         }
@@ -300,5 +402,6 @@ def _init(plan: Plan, source_name: str, files: dict[str, str]) -> str:
         "streaming": plan.streaming,
         "tokenizer": "tokenizer.py" in files,
         "has_objective": bool(plan.objective_result),
+        "decides": any(stage.decides for stage in plan.stages),
     }
     return render("package/init.py.jinja", context)

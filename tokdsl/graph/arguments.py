@@ -84,7 +84,7 @@ class Arguments(Expressions):
     def _initialiser_text(
         self, frame: Frame, name: str, takes: tuple[str, ...], node: tree.Expression
     ) -> str:
-        from tokdsl.ops.initialisers import BARE
+        from tokdsl.ops.initialisers import BARE, POSITIVE
 
         call = node if isinstance(node, tree.Call) else None
         given: list[str] = []
@@ -98,7 +98,7 @@ class Arguments(Expressions):
                 raise self.fail(
                     frame, "argument-type", argument.span, f"`{label}` must be a number"
                 )
-            if name == "log_uniform" and number is not None and number <= 0:
+            if name in POSITIVE and number is not None and number <= 0:
                 raise self.fail(frame, "argument-type", argument.span, f"`{label}` must be above 0")
             given.append(f"{label}={number!r}")
         if name in BARE and len(given) < len(takes):

@@ -11,12 +11,21 @@ from tokdsl.graph.masks import LambdaClosure
 from tokdsl.graph.predicates import PredicateReader
 from tokdsl.graph.program import Module, Value
 from tokdsl.graph.statics import AbstractClosure, Closure, type_name
-from tokdsl.ops.ambient import Position, Valid
-from tokdsl.ops.attend import Attend, AttentionMix, AttentionScores, Cache, Visible, token_axis
+from tokdsl.ops.ambient import ClockOf, Position
+from tokdsl.ops.attend import (
+    Attend,
+    AttentionMix,
+    AttentionScores,
+    Cache,
+    SameChunk,
+    Visible,
+    token_axis,
+)
 from tokdsl.ops.base import Fault
+from tokdsl.ops.elementwise import LogicalAnd
 from tokdsl.resolve.modules import DefinitionRef
 from tokdsl.syntax import tree
-from tokdsl.types.tensors import Axis, UnknownType
+from tokdsl.types.tensors import Axis, ChunksType, UnknownType
 from tokdsl.types.time import EVERYTHING, INFINITY, Interval
 
 
@@ -36,6 +45,8 @@ class AttentionBuilder:
         self.inputs = {k: builder.localize(frame, v, node.span) for k, v in inputs.items()}
         self.mask = values.pop("mask", None)
         self.score = values.pop("score", None)
+        self.within = self.inputs.pop("within", None)
+        self.window = 0
         self.values = values
         self.node = node
 
@@ -58,13 +69,16 @@ class AttentionBuilder:
         window = 0
         if same and interval.hi <= 0 and interval.lo > -INFINITY:
             window = int(1 - interval.lo)
+        self.window = window
         if same:
             self._cache(window)
         key = token_axis(self.inputs["k"].type, "k")
         decomposed = self.score is not None or "sinks" in self.inputs
         known = same or self.mask is None
         structured = known and _is_structured(interval) and not decomposed
-        mask = self._mask(query, key, structured)
+        structured = structured and self.within is None
+        unlimited = bool(stride) and interval == EVERYTHING and self.within is None
+        mask = self._mask(query, key, structured or unlimited)
         if decomposed:
             return self._decomposed(query, key, mask, interval, stride)
         inputs = {"q": self.inputs["q"], "k": self.inputs["k"], "v": self.inputs["v"]}
@@ -72,6 +86,8 @@ class AttentionBuilder:
             inputs["mask"] = mask
         if "sinks" in self.inputs:
             inputs["sinks"] = self.inputs["sinks"]
+        if self.within is not None:
+            inputs["within"] = self.within
         return self._apply(
             Attend,
             inputs,
@@ -98,7 +114,7 @@ class AttentionBuilder:
         return PredicateReader(query.name, "S", stride).interval(value)
 
     def _mask(self, query: Axis, key: Axis, structured: bool) -> Value | None:
-        """Return what hides keys: padding, and a condition that `attend` cannot state itself.
+        """Return what hides keys: padding, other documents, and what `attend` cannot state itself.
 
         None where the number of keys is fixed, so that there is no padding, and no condition left.
         """
@@ -111,7 +127,15 @@ class AttentionBuilder:
             if predicate is None:
                 raise Poison
             inputs["predicate"] = predicate
-        inputs["key_valid"] = builder.apply(frame, Valid(axis=key), {}, span)[0]
+        if self.within is not None:
+            same = self._same_chunk(self.within, query, key)
+            given = inputs.get("predicate")
+            if given is not None:
+                same = builder.use(frame, LogicalAnd, {"x": given, "y": same}, span)
+            inputs["predicate"] = same
+        inputs["keys"] = builder.apply(frame, ClockOf(axis=key), {}, span)[0]
+        if query.clock != key.clock and not query.size.is_number:
+            inputs["queries"] = builder.apply(frame, ClockOf(axis=query), {}, span)[0]
         op = Visible(
             **_types(inputs),
             query=query,
@@ -120,6 +144,19 @@ class AttentionBuilder:
         mask = builder.apply(frame, op, inputs, span)[0]
         mask.name = "mask"
         return mask
+
+    def _same_chunk(self, chunks: Value, query: Axis, key: Axis) -> Value:
+        """Return whether a query and a key are in the same chunk."""
+        kind = chunks.type
+        if not isinstance(kind, ChunksType) or not (kind.fine.clock == query.clock == key.clock):
+            raise self.builder.fail(
+                self.frame,
+                "operand-kind",
+                self.node.span,
+                f"`within` must be the chunks of the stream that attends, found {kind}",
+            )
+        op = SameChunk(chunks=kind, key=key, window=self.window)
+        return self.builder.apply(self.frame, op, {"chunks": chunks}, self.node.span)[0]
 
     def _condition(self, frame: Frame, condition: object, query: Axis, key: Axis) -> Value | None:
         """Return a condition as a bool value over the query and key axes."""

@@ -34,6 +34,9 @@ class Builder:
         self.program: Program | None = None
         self.by_name = {cls.name: cls for cls in REGISTRY.values()}
         self.rows = 0
+        #: names of the clocks that operations made, and the stage whose clock is being made
+        self.clocks: dict[str, int] = {}
+        self.clock_name = ""
 
     # ----------------------------------------------------------------- parts in other modules
 
@@ -181,12 +184,19 @@ class Builder:
                     help=f"name the new axis differently: `other: {twice}`",
                 )
 
+    def new_clock(self, wanted: str) -> str:
+        """Return the name of a clock that an operation makes: of its stage, or its equation."""
+        name = self.clock_name or wanted or "chunks"
+        count = self.clocks.get(name, 0) + 1
+        self.clocks[name] = count
+        return name if count == 1 else f"{name}_{count}"
+
     # ----------------------------------------------------------------- companions
 
     def companion(self, frame: Frame, field: str, values: list[Value]) -> Value | None:
         """Return the hidden operand of an operation: rows per expert, row order, or validity."""
-        if field == "valid":
-            return self._validity(frame, values)
+        if field in ("valid", "starts", "batch"):
+            return self._of_tokens(frame, field, values)
         for value in values:
             for axis in value.type.axes:
                 if axis.group is not None:
@@ -215,8 +225,9 @@ class Builder:
             )
         return frame.capture(self.localize(frame.parent, value, span))
 
-    def _validity(self, frame: Frame, values: list[Value]) -> Value | None:
-        from tokdsl.ops.ambient import Valid
+    def _of_tokens(self, frame: Frame, field: str, values: list[Value]) -> Value | None:
+        """Return which tokens are padding, which begin a document, or how many rows there are."""
+        from tokdsl.ops.ambient import BatchOf, Starts, Valid
 
         axes = [
             (axis, value)
@@ -229,7 +240,8 @@ class Builder:
         axis, value = min(axes, key=lambda item: _depth(item[0]), default=(None, None))
         if axis is None or value is None:
             return None
-        return self.apply(frame, Valid(axis=axis), {}, value.span)[0]
+        cls = {"valid": Valid, "starts": Starts, "batch": BatchOf}[field]
+        return self.apply(frame, cls(axis=axis), {}, value.span)[0]
 
     def per_row(self, frame: Frame, value: Value) -> Value:
         """Return a stacked parameter as one entry per dispatched row."""

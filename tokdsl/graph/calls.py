@@ -88,7 +88,9 @@ class Calls(Arguments):
         """
         if name in frame.indices:
             return frame.indices[name]
-        for value in (*frame.module.inputs, *(v for n in frame.module.nodes for v in n.outputs)):
+        values = (*frame.module.inputs, *(v for n in frame.module.nodes for v in n.outputs))
+        # streams of two clocks may call their axes alike: the current one is meant
+        for value in (*((frame.stream,) if isinstance(frame.stream, Value) else ()), *values):
             for axis in value.type.axes:
                 if axis.name == name and (axis.clock is not None or axis.pack):
                     return axis
@@ -289,6 +291,8 @@ class Calls(Arguments):
             return AttentionBuilder(self, frame, inputs, values, node).build()
         if cls.op_name == "dispatch":
             values["rows"] = sum(1 for n in frame.module.nodes if len(n.outputs) == 3)
+        if "clock" in cls.hidden:
+            values["clock"] = self.new_clock(frame.targets.get(id(node), ""))
         for spec in arguments(cls):
             if spec.kind == "companion" and spec.name not in inputs:
                 found = self.companion(frame, spec.name, list(inputs.values()))
@@ -311,9 +315,12 @@ class Calls(Arguments):
             op.type()
         except Fault as fault:
             raise self.fault(frame, fault, node.span, node) from None
-        if "valid" in ordered and not op.wants_valid():
-            del ordered["valid"], data["valid"]
-            op = cls(**data)
+        unread = ["valid"] if "valid" in ordered and not op.wants_valid() else []
+        if "starts" in ordered and not op.mixes(ordered["starts"].type):
+            unread.append("starts")
+        for name in unread:
+            del ordered[name], data[name]
+        op = cls(**data) if unread else op
         attribute = ""
         if op_owns(op):
             attribute = self._attribute_for(frame, closure, cls.op_name, node)

@@ -39,7 +39,7 @@ class Definitions(Calls):
             Poison: if the arguments do not fit, or the body has errors (reported).
         """
         span = node.span
-        self._check_recursion(frame, target, span)
+        self.check_recursion(frame, target, span)
         if any(isinstance(v, Value) and isinstance(v.type, UnknownType) for v in operands.values()):
             raise Poison
         matched = Matched()
@@ -50,7 +50,12 @@ class Definitions(Calls):
             raise Poison
         return self._call_node(frame, target, module, operands, found, node, closure)
 
-    def _check_recursion(self, frame: Frame, target: DefinitionRef, span: Span) -> None:
+    def check_recursion(self, frame: Frame, target: DefinitionRef, span: Span) -> None:
+        """Report a definition that is called while it is being instantiated.
+
+        Raises:
+            Poison: if it is (reported).
+        """
         if target in frame.active or len(frame.active) > MAX_DEPTH:
             from tokdsl.resolve.diagnostics import RecursiveDefinition
 
@@ -176,7 +181,7 @@ class Definitions(Calls):
         module = self.instances.get(key)
         if module is None:
             module = self._build(frame, target, types, values, matched, span)
-            if not _captures(values):
+            if not _captures(values) and not makes_clock(module):
                 self.instances[key] = module
         return module, matched
 
@@ -348,7 +353,9 @@ class Definitions(Calls):
             return self._attribute_for(frame, closure, target.name, node)
         self.shared_name(frame, closure, node)
         first = frame.shared.setdefault(closure.shared, module)
-        if first is not module:
+        if first is not module and not (
+            isinstance(first, Module) and parameters_of(first) == parameters_of(module)
+        ):
             raise self.fail(
                 frame,
                 "shared-mismatch",
@@ -356,6 +363,19 @@ class Definitions(Calls):
                 f"the shared `{closure.shared}` is used on another type than before",
             )
         return closure.shared
+
+
+def parameters_of(module: Module) -> list[object]:
+    """Return what a module owns, by attribute: streams of other clocks may use the same."""
+    found: list[object] = []
+    for node in module.nodes:
+        if isinstance(node, OpNode) and node.op.parameters():
+            found.append((node.attribute, node.op.parameters()))
+        elif isinstance(node, CallNode) and owns(node.module):
+            found.append((node.attribute, parameters_of(node.module)))
+        elif isinstance(node, LoopNode):
+            found.append((node.attribute, [parameters_of(layer) for layer in node.modules]))
+    return found
 
 
 def owns(module: Module) -> bool:
@@ -368,6 +388,14 @@ def owns(module: Module) -> bool:
         if isinstance(node, LoopNode) and any(owns(m) for m in set(node.modules)):
             return True
     return False
+
+
+def makes_clock(module: Module) -> bool:
+    """Whether a module makes a clock: then each of its uses makes one of its own."""
+    for node in module.nodes:
+        if isinstance(node, OpNode) and "clock" in node.op.hidden:
+            return True
+    return any(makes_clock(called) for called in module.modules())
 
 
 def _captures(values: dict[str, object]) -> bool:

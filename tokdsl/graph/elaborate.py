@@ -20,10 +20,10 @@ from tokdsl.graph.program import (
     Value,
 )
 from tokdsl.graph.signature import Matched
-from tokdsl.graph.statements import Statements
+from tokdsl.graph.stages import Stages
 from tokdsl.graph.statics import AbstractClosure, Closure, Unknown
+from tokdsl.graph.tokenizers import plain_steps, read_body, read_tokenizer
 from tokdsl.resolve.modules import DefinitionRef, FileScope
-from tokdsl.source import Span
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, Clock, TensorType, UnknownType, ValueType
@@ -34,7 +34,7 @@ STATIC_TYPES = (
 )  # fmt: skip
 
 
-class Elaborator(Statements):
+class Elaborator(Stages):
     """Builds the graph of models and checks definitions."""
 
     # ----------------------------------------------------------------- definitions alone
@@ -51,6 +51,10 @@ class Elaborator(Statements):
                 parameter.name, self._symbolic_static(frame, parameter), parameter.span, "parameter"
             )
 
+        if definition.kind == "tokenizer":
+            self._check_tokenizer(frame, definition)
+            return module
+
         def size(node: tree.Expression) -> Dim | None:
             try:
                 value = self.evaluate(frame, node)
@@ -64,6 +68,14 @@ class Elaborator(Statements):
         self._check_defaults(frame, definition)
         self.finish_module(frame, definition, matched)
         return module
+
+    def _check_tokenizer(self, frame: Frame, definition: tree.Definition) -> None:
+        """Check a tokenizer alone; its parameters are unknown."""
+        self._check_defaults(frame, definition)
+        try:
+            read_body(self, frame, definition)
+        except Poison:
+            frame.module.broken = True
 
     def _check_defaults(self, frame: Frame, definition: tree.Definition) -> None:
         """Check that defaults have values of their parameters' types."""
@@ -218,14 +230,10 @@ class Elaborator(Statements):
     def _model_assign(self, frame: Frame, program: Program, member: tree.Assign) -> None:
         target = member.targets[0]
         if target.name == "tokenizer":
-            program.tokenizer = self._tokenizer(frame, member)
+            pipeline = read_tokenizer(self, frame, member.value)
+            program.tokenizer, program.segments = pipeline.base, plain_steps(pipeline)
             return
         self._assign(frame, member)
-
-    def _tokenizer(self, frame: Frame, member: tree.Assign) -> tuple[str, dict[str, object], Span]:
-        from tokdsl.graph.tokenizers import read_tokenizer
-
-        return read_tokenizer(self, frame, member.value)
 
     def _stage(self, frame: Frame, program: Program, stage: tree.Stage) -> None:
         if frame.names.get(stage.name) is not None:
@@ -300,18 +308,22 @@ class Elaborator(Statements):
             size = formal.axes[0].size if formal.axes else None
             name = formal.axes[0].name if formal.axes else None
             classes = self._static_size(frame, size, name, operand)
-            clock = Clock(stage.name)
-            program.clocks.append(clock)
+            clock = _clock(program, stage.name)
             axis = Axis("T", clock.length, clock)
             return TensorType((axis,), "i64", classes=classes), classes
         axes: list[Axis] = []
         for axis_ in formal.axes:
-            if axis_.name is not None and signature.is_token_name(axis_.name) and not axis_.size:
-                clock = Clock(stage.name if axis_.name == "T" else f"{stage.name}.{axis_.name}")
-                program.clocks.append(clock)
+            stream = axis_.name is not None and signature.is_token_name(axis_.name)
+            # inputs of one stage that share an axis are one stream: an entry of each per token
+            name = stage.name if axis_.name == "T" else f"{stage.name}.{axis_.name}"
+            if axis_.name is not None and stream and not axis_.size:
+                clock = _clock(program, name)
                 axes.append(Axis(axis_.name, clock.length, clock))
                 continue
             size_ = self._static_size(frame, axis_.size, axis_.name, operand)
+            if axis_.name is not None and stream:  # always all tokens: no padding, no positions
+                axes.append(Axis(axis_.name, size_, Clock(name)))
+                continue
             axes.append(Axis(axis_.name or f"axis_{len(axes)}", size_))
         return TensorType(tuple(axes), formal.head or "float"), None
 
@@ -429,6 +441,14 @@ class ObjectiveFrame(Frame):
     """The scope of the objective: it also sees ``aux``."""
 
     aux: dict[str, Value]
+
+
+def _clock(program: Program, name: str) -> Clock:
+    """Return the clock of a token axis of an input; aligned inputs share it."""
+    clock = Clock(name)
+    if clock not in program.clocks:
+        program.clocks.append(clock)
+    return clock
 
 
 def _quiet(value: object) -> Binding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from dataclasses import dataclass, field
 
 from tokdsl.diagnostics import Label
@@ -9,6 +10,16 @@ from tokdsl.graph.program import Module, Value
 from tokdsl.resolve.modules import DefinitionRef, FileScope
 from tokdsl.source import Span
 from tokdsl.types.tensors import Axis
+
+#: what an emitted module cannot call its own: words of Python, and what every module has
+_TAKEN = frozenset(keyword.kwlist) | {
+    "add_module", "apply", "bfloat16", "buffers", "children", "compile", "cpu", "cuda", "double",
+    "eval", "extra_repr", "float", "forward", "half", "ipu", "load_state_dict", "modules", "mtia",
+    "named_buffers", "named_children", "named_modules", "named_parameters", "parameters",
+    "register_buffer", "register_module", "register_parameter", "requires_grad_",
+    "reset_parameters", "share_memory", "state_dict", "to", "to_empty", "train", "training",
+    "type", "xpu", "zero_grad",
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -94,6 +105,7 @@ class Frame:
 
     def attribute(self, wanted: str) -> str:
         """Return a name for something the module owns: ``wanted``, or ``wanted_2`` and so on."""
+        wanted = f"{wanted}_" if wanted in _TAKEN else wanted
         count = self.attributes.get(wanted, 0) + 1
         self.attributes[wanted] = count
         name = wanted if count == 1 else f"{wanted}_{count}"

@@ -36,10 +36,24 @@ def parameter_table(program: Program) -> dict[str, ParameterInfo]:
     """
     table: dict[str, ParameterInfo] = {}
     rows: dict[int, list[tuple[str, ParameterInfo]]] = {}
+    for node in model_parameters(program):
+        table.update(_node(node, rows))
     for stage in program.stages:
         for name, info in _module(stage.module, rows):
             table.setdefault(f"{stage.name}.{name}", info)
     return table
+
+
+def model_parameters(program: Program) -> list[OpNode]:
+    """Return what the model itself owns: parameters that stages share."""
+    root = program.stages[0].result.owner if program.stages else None
+    nodes = root.nodes if root is not None else []
+    used = {id(value) for stage in program.stages for value in stage.inputs}
+    return [
+        node
+        for node in nodes
+        if isinstance(node, OpNode) and node.op.parameters() and id(node.outputs[0]) in used
+    ]
 
 
 def _module(

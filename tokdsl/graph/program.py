@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokdsl.source import Span
+from tokdsl.tokenizers import Step
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, Clock, ValueType
 
@@ -181,6 +182,7 @@ class Program:
         objective: a module over stage results, inputs and ``aux.*``; None without a clause.
         objective_inputs: what its inputs are: ``stage:NAME``, ``input:NAME``, ``aux:NAME``.
         tokenizer: the closure of the ``tokenizer`` member as (name, arguments), or None.
+        segments: the steps of the tokenizer that fill inputs beside the tokens.
     """
 
     name: str
@@ -193,6 +195,7 @@ class Program:
     objective_inputs: list[str] = field(default_factory=list)
     requirements: list[Requirement] = field(default_factory=list)
     tokenizer: tuple[str, dict[str, object], Span] | None = None
+    segments: list[tuple[Step, Span]] = field(default_factory=list)
     clocks: list[Clock] = field(default_factory=list)
     weights: list[object] = field(default_factory=list)
     modules: list[Module] = field(default_factory=list)

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field, replace
 from tokdsl.ops.base import Fault
 from tokdsl.syntax import tree
 from tokdsl.types.dims import Dim
-from tokdsl.types.tensors import DTYPES, Axis, Clock, RouteType, TensorType, UnknownType, ValueType
+from tokdsl.types.tensors import (
+    DTYPES,
+    Axis,
+    ChunksType,
+    Clock,
+    RouteType,
+    TensorType,
+    UnknownType,
+    ValueType,
+)
 
 Size = Callable[[tree.Expression], Dim | None]
 
@@ -22,10 +31,12 @@ class Matched:
     Args:
         axes: formal name -> the caller's axis.
         sizes: formal name -> size.
+        made: name in the results -> an axis of chunks that the body made.
     """
 
     axes: dict[str, Axis] = field(default_factory=dict)
     sizes: dict[str, Dim] = field(default_factory=dict)
+    made: dict[str, Axis] = field(default_factory=dict)
 
     def bind(self, name: str, axis: Axis, operand: str) -> None:
         """Bind a formal name to an axis.
@@ -53,7 +64,7 @@ class Matched:
 
 
 #: the words before the bracket of a tensor's type
-HEADS = ("tokens", "route", "any", *DTYPES)
+HEADS = ("tokens", "route", "chunks", "any", *DTYPES)
 
 
 def is_known(formal: tree.TypeExpression | None) -> bool:
@@ -80,7 +91,11 @@ def match(
         if formal.head != "route":
             raise _shape(formal, actual, operand)
         return _match_route(formal, actual, operand, found)
-    if formal.head == "route":
+    if isinstance(actual, ChunksType):
+        if formal.head != "chunks":
+            raise _shape(formal, actual, operand)
+        return _match_chunks(formal, actual, operand, found)
+    if formal.head in ("route", "chunks"):
         raise _shape(formal, actual, operand)
     if formal.head == "tokens":
         return _match_tokens(formal, actual, operand, found, size)
@@ -183,6 +198,18 @@ def _match_route(
     return replace(actual, tokens=tokens, experts=experts, top=top)
 
 
+def _match_chunks(
+    formal: tree.TensorType, actual: ChunksType, operand: str, found: Matched
+) -> ChunksType:
+    names = [axis.name or "" for axis in formal.axes]
+    if len(names) != 2 or not all(is_token_name(name) for name in names):
+        raise _shape(formal, actual, operand)
+    found.bind(names[0], actual.fine, operand)
+    found.bind(names[1], actual.coarse, operand)
+    fine, coarse = actual.fine.renamed(names[0]), actual.coarse.renamed(names[1])
+    return replace(actual, fine=fine, coarse=coarse)
+
+
 def _shape(formal: tree.TensorType, actual: ValueType, operand: str) -> Fault:
     return Fault(
         "operand-shape", f"operand `{operand}` must be {show(formal)}, found {actual}", operand
@@ -215,7 +242,11 @@ def outward(kind: ValueType, found: Matched) -> ValueType:
         if axis.name.startswith(OUTER):
             return axis.renamed(axis.name[len(OUTER) :])
         bound = found.axes.get(axis.name)
-        return axis.renamed(bound.name) if bound is not None and bound.same_as(axis) else axis
+        if bound is not None and bound.same_as(axis):
+            return axis.renamed(bound.name)
+        # chunks that the definition made are named after their clock
+        made = axis.clock is not None and axis.clock.cut
+        return axis.renamed(axis.clock.name) if made and axis.clock is not None else axis
 
     if isinstance(kind, UnknownType):
         return kind
@@ -226,6 +257,8 @@ def outward(kind: ValueType, found: Matched) -> ValueType:
             experts=back(kind.experts),
             top=back(kind.top),
         )
+    if isinstance(kind, ChunksType):
+        return replace(kind, fine=back(kind.fine), coarse=back(kind.coarse))
     axes = tuple(back(axis) for axis in kind.axes)
     names = [axis.name for axis in axes]
     for name in names:
@@ -247,6 +280,10 @@ def check_result(formal: tree.TypeExpression, kind: ValueType, found: Matched, s
         if not (isinstance(kind, RouteType) and formal.head == "route"):
             raise fault
         return
+    if isinstance(kind, ChunksType) or formal.head == "chunks":
+        if not (isinstance(kind, ChunksType) and formal.head == "chunks"):
+            raise fault
+        return
     if formal.head is not None and formal.head not in ("any", kind.dtype):
         raise fault
     axes = [axis for axis in kind.axes if not (axis.name.startswith(OUTER) or axis.pack)]
@@ -256,10 +293,24 @@ def check_result(formal: tree.TypeExpression, kind: ValueType, found: Matched, s
         raise fault
     for axis, want in zip(axes, stated, strict=True):
         if want.name is not None and axis.name != want.name:
-            raise fault
+            if not _made_here(axis, want.name, found):
+                raise fault
+            found.made[want.name] = axis
         wanted = size(want.size) if want.size is not None else found.sizes.get(want.name or "")
         if wanted is not None and wanted != axis.size:
             raise fault
+
+
+def _made_here(axis: Axis, name: str, found: Matched) -> bool:
+    """Whether a signature may call an axis of its results so: one of chunks made in the body.
+
+    The names of operands are taken, and one name stands for one axis.
+    """
+    if axis.clock is None or not axis.clock.cut or not is_token_name(name) or name in found.axes:
+        return False
+    given = any(bound.clock == axis.clock for bound in found.axes.values())
+    first = found.made.get(name)
+    return not given and (first is None or first.clock == axis.clock)
 
 
 def _plain(kind: ValueType) -> str:
@@ -293,5 +344,8 @@ def symbolic(formal: tree.TypeExpression | None, name: str, size: Size) -> Value
         top = axes[1] if len(axes) > 1 else Axis("top", Dim.of("top"))
         pack = Axis("*", Dim.of("*"), pack=True)
         return RouteType((pack,), axes[0], top)
+    if formal.head == "chunks":
+        fine, coarse = (*axes, Axis("T", Dim.of("T_T"), Clock("T")), Axis("C", Dim.of("T_C")))[:2]
+        return ChunksType(fine, coarse)
     dtype = formal.head if formal.head not in (None, "any") else "float"
     return TensorType(tuple(axes), dtype)

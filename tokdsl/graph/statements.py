@@ -71,7 +71,7 @@ class Statements(Definitions):
             case tree.Residual():
                 return self._residual(frame, statement)
             case tree.Stage():
-                return self._nested_stage(frame, statement)
+                return self.nested_stage(frame, statement)
             case tree.Require():
                 return self._require(frame, statement)
             case _:
@@ -129,7 +129,7 @@ class Statements(Definitions):
         owners = [n for n in frame.module.nodes[start:] if n.attribute and has_parameters(n)]
         if len(owners) == 1 and owners[0].attribute.rstrip("_0123456789") != name:
             node = owners[0]
-            if isinstance(node, CallNode) and node.shared:
+            if node.attribute in frame.shared:
                 return
             if isinstance(node, OpNode) or node.attribute == node.module.name:  # type: ignore[attr-defined]
                 frame.attributes[node.attribute] = frame.attributes.get(node.attribute, 1) - 1
@@ -418,87 +418,9 @@ class Statements(Definitions):
         module.results = (self._current(inner, statement),)
         return inner
 
-    # ----------------------------------------------------------------- nested stages
-
-    def _nested_stage(self, frame: Frame, statement: tree.Stage) -> object:
-        """A stage inside a stage: reduce, the body at the coarser clock, expand."""
-        stream = self._current(frame, statement)
-        if isinstance(stream.type, UnknownType):
-            raise Poison
-        given = {a.name or "": a for a in statement.arguments}
-        for name, argument in given.items():
-            if name not in ("reduce", "expand"):
-                raise self.fail(
-                    frame,
-                    "unknown-argument",
-                    argument.span,
-                    f"a nested stage takes `reduce` and `expand`, found `{name}`",
-                )
-        coarse = stream
-        if "reduce" in given:
-            coarse = self._apply_given(frame, given["reduce"], stream)
-        inner_frame = self._stage_body(frame, statement, coarse)
-        captured = tuple(inner_frame.captured_from)
-        module = inner_frame.module
-        output = Value(module.results[0].type, statement.span, statement.name)
-        attribute = frame.attribute(statement.name) if owns(module) else ""
-        self.add(
-            frame,
-            CallNode((coarse, *captured), (output,), statement.span, attribute, module=module),
-        )
-        result: object = output
-        if "expand" in given:
-            result = self._apply_given(frame, given["expand"], output, stream)
-        frame.bind(statement.name, output, statement.span)
-        frame.names[statement.name].used = True
-        frame.stream = result
-        return result
-
-    def _apply_given(
-        self, frame: Frame, argument: tree.Argument, value: Value, second: Value | None = None
-    ) -> Value:
-        closure = self.evaluate(frame, argument.value)
-        if not isinstance(closure, Closure):
-            raise self.fail(
-                frame, "not-callable", argument.span, f"`{argument.name}` must be a definition"
-            )
-        if second is not None:
-            names = self._operand_names(closure)
-            if len(names) < 2:
-                raise self.fail(
-                    frame,
-                    "operand-shape",
-                    argument.span,
-                    "an expansion takes the coarse stream and the fine one",
-                )
-            closure = replace(closure, operands=(*closure.operands, (names[1], second)))
-        result = self.apply_closure(frame, closure, value, argument.value)
-        return self.tensor(frame, result, argument.value)
-
-    def _operand_names(self, closure: Closure) -> list[str]:
-        if isinstance(closure.target, type):
-            from tokdsl.ops.base import operand_fields
-
-            return [a.name for a in operand_fields(closure.target) if a.kind == "operand"]
-        return [o.name for o in closure.target.definition.operands]
-
-    def _stage_body(self, frame: Frame, statement: tree.Stage, stream: Value) -> Frame:
-        module = Module(statement.name, "stage", statement.span)
-        value = Value(stream.type, statement.span, "x", owner=module)
-        module.inputs.append(value)
-        inner = Frame(
-            module,
-            frame.file,
-            stream=value,
-            parent=frame,
-            stack=frame.stack,
-            trace=frame.trace,
-            active=frame.active,
-            symbolic=frame.symbolic,
-        )
-        self.run_body(inner, statement.body)
-        module.results = (self._current(inner, statement),)
-        return inner
+    def nested_stage(self, frame: Frame, statement: tree.Stage) -> object:
+        """A stage inside a stage."""
+        raise TypeError("defined in stages.py")
 
 
 def has_parameters(node: object) -> bool:

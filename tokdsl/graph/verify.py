@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from tokdsl.graph.program import CallNode, LoopNode, Module, OpNode, Value
+from tokdsl.graph.definitions import parameters_of
+from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Value
 
 Rule = Callable[[Module], Iterator[str]]
 
@@ -51,6 +52,16 @@ def _operands_named(module: Module) -> Iterator[str]:
             yield f"{type(node.op).op_name} at {node.span} names {len(node.operands)} operands"
 
 
+def _shared_alike(node: Node, first: object) -> bool:
+    """Whether a shared instance is used on another stream with the same parameters."""
+    return (
+        isinstance(node, CallNode)
+        and node.shared
+        and isinstance(first, Module)
+        and parameters_of(first) == parameters_of(node.module)
+    )
+
+
 def _owners_named(module: Module) -> Iterator[str]:
     seen: dict[str, object] = {}
     for node in module.nodes:
@@ -59,7 +70,7 @@ def _owners_named(module: Module) -> Iterator[str]:
         if node.attribute:
             what = node.module if isinstance(node, CallNode) else type(node)
             first = seen.setdefault(node.attribute, what)
-            if first is not what:
+            if first is not what and not _shared_alike(node, first):
                 yield f"two different things are named `{node.attribute}`"
 
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokdsl.checks.constancy import Constancy
 from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.lower.chunks import chunks_in, read_clocks, stage_clock, wanted_clocks
+from tokdsl.lower.decisions import choices, keeper, place, without_keepers
 from tokdsl.lower.experts import MixNode
+from tokdsl.lower.fixed import keep_together, kept_field
 from tokdsl.lower.names import Names
 from tokdsl.lower.plan import Loop, Statement
 from tokdsl.lower.statistics import gather
-from tokdsl.ops.ambient import Constant, Position, Rename, Valid
-from tokdsl.ops.base import Code, Op
+from tokdsl.ops.ambient import ClockOf, Constant, Position, Reading, Rename
+from tokdsl.ops.base import Code
 from tokdsl.source import Span
-from tokdsl.types.tensors import Clock, RouteType, TensorType, ValueType
+from tokdsl.types.tensors import (
+    Axis,
+    ChunksType,
+    Clock,
+    RouteType,
+    TensorType,
+    ValueType,
+    ragged,
+)
 
 #: an expression longer than this becomes a statement of its own
 LONGEST = 68
@@ -30,13 +42,24 @@ class Shared:
         streaming: whether decode states are emitted.
         stateful: modules that have a state, by identity.
         collects: modules that collect auxiliary values, by identity.
+        decides: modules that make decisions which are recorded, by identity.
         functions: ``functional.py`` functions used so far.
+        once: names of the inputs and stages that a decoder reads once.
+        constancy: which values decode steps need not compute again; None if there are none.
     """
 
     streaming: bool
     stateful: set[int] = field(default_factory=set)
     collects: set[int] = field(default_factory=set)
+    decides: set[int] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
+    once: set[str] = field(default_factory=set)
+    constancy: Constancy | None = None
+
+    def in_steps(self, module: Module, node: Node) -> bool:
+        """Whether decode steps run a node, so that it may have a state."""
+        known = self.constancy
+        return known is None or (known.entered(module) and not known.is_fixed(node))
 
 
 class Body:
@@ -49,16 +72,25 @@ class Body:
         self.names = Names()
         self.text: dict[int, str] = {}
         self.statements: list[Statement | Loop] = []
+        #: functions and classes of ``state.py`` that the statements need
+        self.states: set[str] = set()
         self._roots: dict[int, list[Value]] = {}
         self._indent = 0
+        self._holder = ""
         self._state_names = state_names(module)
         #: variable of each clock, and the clocks that were needed
         self.clock_names: dict[str, str] = {}
         self.clocks: set[str] = set()
-        #: variable that holds a clock's validity itself (in the objective)
-        self.valid_names: dict[str, str] = {}
+        #: variables that hold an attribute of a clock's tokens themselves (in the objective)
+        self.arguments: dict[tuple[str, str], str] = {}
+        #: names of the choices that are recorded, and the clock whose tokens the record counts
+        self._choices = choices(module) if id(module) in shared.decides else {}
+        self.decision_clock = ""
         #: nodes that serve auxiliary values alone
         self._for_aux = gather(module)
+        #: nodes that are computed once, and what is kept of them between decode steps
+        self._once, self._kept = keep_together(module, shared.constancy, self._for_aux)
+        self._bound = {id(value) for value in self._kept}
         self._uses = self._count_uses()
         self._last = self._last_uses()
         self._at = 0
@@ -71,9 +103,11 @@ class Body:
 
     def run(self) -> str:
         """Fill the statements; return the text of the result."""
+        self._enter()
         for at, node in enumerate(self.module.nodes):
             self._at = at
             self._guard(node)
+            self._announce(node)
             if isinstance(node, OpNode):
                 self._op(node)
             elif isinstance(node, CallNode):
@@ -84,15 +118,96 @@ class Body:
                 assert isinstance(node, AuxNode)
                 self._aux(node)
         self._at = len(self.module.nodes)
+        self._keep(None)
         results = [self.text[id(v)] for v in self.module.results]
         return ", ".join(results)
 
+    def _enter(self) -> None:
+        """Begin a stage of ragged chunks: in steps it runs only if a chunk is handed on."""
+        clock = stage_clock(self.module)
+        if clock is None:
+            return
+        stream = self.module.inputs[0]
+        if not self.shared.streaming or id(self.module) not in self.shared.stateful:
+            return
+        chunks, kind = chunks_in(self.module).get(clock.name), self.module.results[0].type
+        if chunks is None or not isinstance(kind, TensorType):
+            return
+        self.states.add("enter_chunks")
+        x, name = self.text[id(stream)], self.text[id(chunks)]
+        sizes = ["0" if a.clock == clock else str(a.size) for a in kind.axes]
+        empty = f"{x}.new_zeros({', '.join([f'{x}.shape[0]', *sizes])})"
+        span = self.module.span
+        self.statements += [
+            Statement((), "if state is not None:", "", span),
+            Statement((), f"if {name}.handed == 0:", "", span, 4),
+            Statement((), f"return {empty}", "", span, 8),
+            Statement((), f"enter_chunks(state, {name})", "", span, 4),
+        ]
+
+    def _announce(self, node: Node) -> None:
+        """Tell the decode states of a node which chunks the call is about."""
+        if not self.shared.streaming or not self._in_steps(node):
+            return
+        own = stage_clock(self.module)
+        here = chunks_in(self.module)
+        wanted = wanted_clocks(node) & (here.keys() - {own.name if own is not None else ""})
+        if not wanted:
+            return
+        if len(wanted) > 1:
+            raise Unsupported("recurrences over chunks of several kinds in one definition")
+        chunks = self.text[id(here[wanted.pop()])]
+        state = f"state.{self._state_name(node)}"
+        lines = [f"{state}.enter({chunks})"]
+        if isinstance(node, CallNode | LoopNode):
+            self.states.add("enter_chunks")
+            lines = [f"enter_chunks({state}, {chunks})"]
+        if isinstance(node, LoopNode):
+            part = self.names.take("layer", id(lines))
+            lines = [f"for {part} in {state}:", f"    enter_chunks({part}, {chunks})"]
+        self.statements.append(
+            Statement((), "if state is not None:", "", node.span, self._indent)
+        )
+        for line in lines:
+            text = line.lstrip()
+            indent = self._indent + 4 + len(line) - len(text)
+            self.statements.append(Statement((), text, "", node.span, indent))
+
     def _guard(self, node: Node) -> None:
-        """Open or close the block of what only auxiliary values need."""
+        """Open or close the block of what only auxiliary values need, or what is kept."""
+        self._keep(node)
         inside = id(node) in self._for_aux
         if inside and not self._indent:
             self.statements.append(Statement((), "if aux is not None:", "", node.span))
-        self._indent = 4 if inside else 0
+        self._indent = 4 if inside or id(node) in self._once else 0
+
+    def _keep(self, node: Node | None) -> None:
+        """Open the block of what decode steps do not compute again before its first node.
+
+        After its last one what was computed, or kept by an earlier step, gets its names.
+        """
+        inside = node is not None and id(node) in self._once
+        if inside == bool(self._holder):
+            return
+        held = f"state.{kept_field(self.module, self.shared.constancy)}.values"
+        if node is not None and inside:
+            self._holder = self.names.take("kept", id(self))
+            text = f"None if state is None else {held}"
+            self.statements += [
+                Statement((self._holder,), text, "", node.span),
+                Statement((), f"if {self._holder} is None:", "", node.span),
+            ]
+            return
+        span = self._kept[0].span
+        names = list(dict.fromkeys(self.text[id(value)] for value in self._kept))
+        several = names if len(names) > 1 else [f"({names[0]},)"]
+        self.statements += [
+            Statement((self._holder,), ", ".join(several), "", span, 4),
+            Statement((), "if state is not None:", "", span, 4),
+            Statement((held,), self._holder, "", span, 8),
+            Statement(tuple(several), self._holder, "", span),
+        ]
+        self._holder = ""
 
     # ----------------------------------------------------------------- uses
 
@@ -113,6 +228,8 @@ class Body:
                 last[id(value)] = at
         for value in self.module.results:
             last[id(value)] = len(self.module.nodes)
+        for value in chunks_in(self.module).values():
+            last[id(value)] = len(self.module.nodes)  # its clock may be read anywhere
         return last
 
     def _release(self, node: Node) -> None:
@@ -151,16 +268,19 @@ class Body:
 
     def _is_plain(self, node: OpNode, text: str) -> bool:
         """Whether a value is only another name: a literal, an attribute, an operand."""
-        if isinstance(node.op, (Constant, Rename, Position, Valid)):
+        if isinstance(node.op, (Constant, Rename, Reading)):
             return True
         if node.attribute and text == f"self.{node.attribute}":
             return True
         return any(text == self.text[id(v)] for v in node.inputs) and text.isidentifier()
 
     def _inlinable(self, value: Value, text: str) -> bool:
-        if value.name or self._uses.get(id(value), 0) != 1 or len(text) > LONGEST:
+        length = len(without_keepers(text))
+        if value.name or self._uses.get(id(value), 0) != 1 or length > LONGEST:
             return False
-        return not isinstance(value.type, RouteType)
+        if id(value) in self._bound:
+            return False
+        return not isinstance(value.type, RouteType | ChunksType)
 
     def _wanted(self, node: Node, value: Value) -> str:
         if value.name:
@@ -197,14 +317,14 @@ class Body:
         self._release(node)
         names = []
         for value in node.outputs:
-            if id(value) not in self._uses and not value.name:
+            if id(value) not in self._uses and not value.name and not self._reads_clock(value):
                 names.append("_")
                 continue
-            fallback = (
-                value.name or f"{type(node.op).op_name}_{value.index}"
-                if isinstance(node, OpNode)
-                else value.name or "y"
-            )
+            fallback = value.name or "y"
+            if isinstance(node, OpNode):
+                fallback = value.name or f"{type(node.op).op_name}_{value.index}"
+            elif isinstance(value.type, ChunksType):
+                fallback = "chunks"
             names.append(self.names.take(_hidden_name(node, value) or fallback, id(value)))
             self.text[id(value)] = names[-1]
         self.statements.append(
@@ -217,13 +337,20 @@ class Body:
             )
         )
 
+    def _reads_clock(self, value: Value) -> bool:
+        """Whether positions or validity are read of chunks that nothing else reads."""
+        kind = value.type
+        if not isinstance(kind, ChunksType) or kind.coarse.clock is None:
+            return False
+        return kind.coarse.clock.name in read_clocks(self.module)
+
     def _span(self, node: Node, value: Value) -> Span:
         return node.span if not value.name else value.span
 
     def expression(self, node: OpNode) -> str:
         """Return the torch expression of an operation over the texts of its operands."""
         op = node.op
-        if isinstance(op, (Position, Valid)):
+        if isinstance(op, Reading):
             return self.ambient(op)
         operands = {
             name: self.text[id(value)]
@@ -231,17 +358,25 @@ class Body:
         }
         types = dict(op.operand_types())  # under the axis names of the body that it comes from
         state = ""
-        if self.shared.streaming and op.state() is not None:
+        if self.shared.streaming and op.state() is not None and self._in_steps(node):
             state = f"state.{self._state_name(node)}"
         attribute = f"self.{node.attribute}" if node.attribute else ""
-        code = Code(operands, types, node.outputs[0].type, attribute, state, self.sizes)
+        chosen = self._choices.get(id(node))
+        decision = self._keeper(chosen, op.choice()) if chosen else ""
+        result = node.outputs[0].type
+        code = Code(operands, types, result, attribute, state, self.sizes, decision)
         text = op.torch(code)
         self.shared.functions |= code.imports
         return text
 
-    def ambient(self, op: Op) -> str:
-        """Return the text of positions or validity; only a stage has a clock."""
-        axis = op.axis  # type: ignore[attr-defined]
+    def _keeper(self, name: str, kind: TensorType | None) -> str:
+        chunks = self._chunks_of(ragged(kind)) if kind is not None else []
+        return keeper(name, kind, self.decision_clock, chunks)
+
+    def ambient(self, op: Reading) -> str:
+        """Return the text of positions, validity or documents; only a stage has a clock."""
+        axis = op.axis
+        assert isinstance(axis, Axis) and axis.clock is not None
         size = axis.size.number
         if size is not None and isinstance(op, Position):
             device = self.sizes.get("device")
@@ -250,9 +385,11 @@ class Body:
         if size is not None:
             return "None"
         key = "key_" if axis.memory and self.shared.streaming else ""
-        kind = "position" if isinstance(op, Position) else "valid"
-        if isinstance(op, Valid) and axis.clock.name in self.valid_names:
-            return self.valid_names[axis.clock.name]
+        given = self.arguments.get((axis.clock.name, op.attribute))
+        if given is not None:
+            if op.attribute == given.rpartition("_")[2] == "starts":
+                self.shared.functions.add("document_starts")
+            return given
         source, clock = self._clock(axis.clock)
         if clock is None:
             raise Unsupported(
@@ -261,16 +398,21 @@ class Body:
             )
         self.clocks.add(source)
         if key and axis.window:
-            return f"{clock}.last({axis.window}).{key}{kind}"
-        return f"{clock}.{key}{kind}"
+            clock = f"{clock}.last({axis.window})"
+        return clock if isinstance(op, ClockOf) else f"{clock}.{key}{op.attribute}"
 
     def _clock(self, clock: Clock) -> tuple[str, str | None]:
         """Return the name of the input's clock and the text of a clock made from it, if any."""
+        if clock.cut:
+            chunks = chunks_in(self.module).get(clock.name)
+            return "", f"{self.text[id(chunks)]}.clock" if chunks is not None else None
         if clock.name in self.clock_names or clock.parent is None:
             return clock.name, self.clock_names.get(clock.name)
         source, text = self._clock(clock.parent)
         if text is None or clock.stride is None:
             return source, None
+        if clock.stride.number is None:  # a fraction: ticks between those of the parent
+            return source, f"{text}.fine({round(1 / clock.stride.evaluate({}))})"
         return source, f"{text}.coarse({clock.stride})"
 
     # ----------------------------------------------------------------- calls
@@ -279,13 +421,28 @@ class Body:
         """Return the field of this use's state: each use of a shared instance has its own."""
         return self._state_names.get(id(node), node.attribute)
 
-    def _arguments(self, module: Module, inputs: tuple[Value, ...], state: str) -> str:
-        texts = [self.text[id(v)] for v in inputs]
+    def _arguments(self, node: CallNode, state: str) -> str:
+        module = node.module
+        texts = [self.text[id(v)] for v in node.inputs]
         if id(module) in self.shared.collects:
             texts.append("aux")
+        if id(module) in self.shared.decides:
+            clock = ragged(module.inputs[0].type) if module.inputs else None
+            texts.append(place(f'"{self._state_name(node)}"', *self._chunks_of(clock)))
         if self.shared.streaming and id(module) in self.shared.stateful:
             texts.append(state)
         return ", ".join(texts)
+
+    def _chunks_of(self, clock: Clock | None) -> list[str]:
+        """Return how decisions by chunk are recorded, unless this is a stage of these chunks."""
+        chunks = chunks_in(self.module).get(clock.name) if clock is not None else None
+        if chunks is None or clock == stage_clock(self.module):
+            return []
+        name = self.text[id(chunks)]
+        return [f"{name}.clock", f"{name}.slot", f"{name}.seats"]
+
+    def _in_steps(self, node: Node) -> bool:
+        return self.shared.in_steps(self.module, node)
 
     def _mixed(self, node: MixNode) -> str:
         """Return the call that sends tokens through the experts of a route."""
@@ -295,8 +452,8 @@ class Body:
         return f"mix_experts({x}, {route}.pick, {route}.weight, {experts})"
 
     def _call(self, node: CallNode) -> None:
-        state = f"state and state.{self._state_name(node)}"
-        arguments = self._arguments(node.module, node.inputs, state)
+        state = f"state and state.{self._state_name(node)}" if self._in_steps(node) else "None"
+        arguments = self._arguments(node, state)
         text = f"self.{node.attribute}({arguments})"
         if isinstance(node, MixNode):
             text = self._mixed(node)
@@ -312,20 +469,30 @@ class Body:
         stream, result = node.inputs[0], node.outputs[0]
         text = self.text[id(stream)]
         wanted = self._wanted(node, result) if not result.name else result.name
-        if not text.isidentifier() or self._last.get(id(stream), 0) > self._at:
+        roots = self._roots_of(stream)
+        read_later = any(self._last.get(id(v), 0) > self._at for v in (stream, *roots))
+        if not text.isidentifier() or read_later:
             name = self.names.take(wanted, id(result))
             self.statements.append(
-                Statement((name,), text, shape_comment(stream.type), stream.span)
+                Statement((name,), text, shape_comment(stream.type), stream.span, self._indent)
             )
         else:
-            self.names.free(id(stream))
+            for root in roots:
+                self.names.free(id(root))
             name = self.names.take(text, id(result))
         inputs = node.inputs[1:]
         indexed = self.shared.streaming and any(id(m) in self.shared.stateful for m in node.modules)
         texts = [name, *(self.text[id(v)] for v in inputs)]
         if any(id(m) in self.shared.collects for m in node.modules):
             texts.append("aux")
-        if indexed:
+        decides = any(id(m) in self.shared.decides for m in node.modules)
+        if decides:
+            chunks = self._chunks_of(ragged(stream.type))
+            texts.append(place(f'f"{node.attribute}.{{i}}"', *chunks))
+        if indexed and not self._in_steps(node):
+            texts.append("None")
+            indexed = False
+        elif indexed:
             texts.append(f"state and state.{node.attribute}[i]")
         self.text[id(result)] = name
         self.statements.append(
@@ -335,7 +502,8 @@ class Body:
                 f"layer({', '.join(texts)})",
                 node.span,
                 shape_comment(result.type),
-                indexed,
+                indexed or decides,
+                self._indent,
             )
         )
         self._release(node)
@@ -347,6 +515,13 @@ class Body:
             Statement((), f"aux.{node.name}.append({text})", "", node.span, self._indent)
         )
         self._release(node)
+
+
+def called_by(node: Node) -> tuple[Module, ...]:
+    """Return the modules that a node calls."""
+    if isinstance(node, CallNode):
+        return (node.module,)
+    return node.modules if isinstance(node, LoopNode) else ()
 
 
 def state_names(module: Module) -> dict[int, str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tokdsl.checks.facts import Facts
+from tokdsl.checks.streaming import Decoding
 from tokdsl.checks.weights import read_layouts
 from tokdsl.graph.definitions import owns
+from tokdsl.graph.parameters import model_parameters
 from tokdsl.graph.program import (
     AuxNode,
     CallNode,
@@ -18,23 +21,39 @@ from tokdsl.graph.program import (
     StageUse,
     Value,
 )
-from tokdsl.lower.body import Body, Shared, shape_comment, state_names
+from tokdsl.lower.body import Body, Shared, Unsupported, called_by, shape_comment, state_names
+from tokdsl.lower.chunks import hand_on_first_tokens
 from tokdsl.lower.config import config_field, plain
+from tokdsl.lower.decisions import choices, clock_of
 from tokdsl.lower.experts import fuse_experts
+from tokdsl.lower.fixed import KEPT, kept_field
 from tokdsl.lower.hoist import Hoister
 from tokdsl.lower.inline import Inliner
 from tokdsl.lower.layouts import lower_layouts
 from tokdsl.lower.merge import code_key, take_sizes
-from tokdsl.lower.names import class_name
+from tokdsl.lower.names import class_name, variable
 from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
 from tokdsl.lower.terms import name_terms
 from tokdsl.ops.base import ParameterSpec
+from tokdsl.ops.batch import EXAMPLES
 from tokdsl.ops.parameters import Buffer, Linear, Weight
 from tokdsl.types.dims import Dim
-from tokdsl.types.tensors import TensorType
+from tokdsl.types.tensors import TensorType, annotation, ragged
 
 #: class names that every package has
-TAKEN = {"Model", "Config", "Output", "Loss", "Aux", "Tensor", "Module", "State", "Route"}
+TAKEN = {
+    "Model", "Config", "Output", "Loss", "Aux", "Tensor", "Module", "State", "Route", "Decisions",
+    "Decision", "Chunks",
+}  # fmt: skip
+
+
+#: decode states whose rows can go on at different times, as those of chunks do
+ROWS = {
+    "TokenCache": "RowTokenCache",
+    "WindowCache": "RowWindowCache",
+    "RecurrentState": "RowRecurrentState",
+    "ConvolutionState": "RowConvolutionState",
+}
 
 
 @dataclass
@@ -47,6 +66,8 @@ class Context:
     names: dict[int, str]
     used: set[str]
     clocks: dict[int, tuple[str, ...]]
+    decision_clock: str = ""
+    has_chunks: bool = False
     keys: dict[object, str] = field(default_factory=dict)
 
 
@@ -56,26 +77,37 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     stages = [(use, inliner.module(use.module)) for use in program.stages]
     terms = name_terms(program)
     objective = inliner.module(program.objective) if program.objective is not None else None
+    hand_on_first_tokens(m for _, module in stages for m in _callees_first(module))
     for _, module in stages:
         hoister.hoist(module)
-    plan = Plan(program.name, streaming=facts.streaming, digest=digest)
+    plan = Plan(program.name, streaming=facts.streaming, isolated=facts.isolated, digest=digest)
     plan.parameters = [config_field(n, v) for n, v in program.parameters.items()]
     if program.tokenizer is not None:
         kind, arguments, _ = program.tokenizer
         plan.tokenizer = kind, {name: plain(value) for name, value in arguments.items()}
+        plan.segments = [step for step, _ in program.segments]
     plan.causal, plan.facts = facts.causal, facts.numbers
     shared = Shared(plan.streaming)
     context = Context(program, plan, shared, {}, set(TAKEN), {})
+    context.has_chunks = any(ragged(v.type) for _, m in stages for v in _values(m))
     plan.aux = list(program.aux)
     operands = {use.name: _operands(program, use, module) for use, module in stages}
-    for use, module in stages:
+    decoding = facts.tables.get("decoding")
+    if plan.streaming and isinstance(decoding, Decoding) and decoding.inputs:
+        named = [(use.name, module, operands[use.name]) for use, module in stages]
+        shared.once = {*decoding.inputs, *decoding.stages}
+        shared.constancy = decoding.constancy(named)
+    for _, module in stages:
         for called in _callees_first(module):
             fuse_experts(called)
         _mark(module, shared)
+    for use, module in stages:
+        context.decision_clock = clock_of(module)
         for called in _callees_first(module):
             _add_class(context, called, use.name)
         plan.stages.append(_stage_plan(context, use.name, module, operands[use.name]))
-    plan.inputs = [_input_plan(i, plan) for i in program.inputs]
+    plan.model = _model_plan(context)
+    plan.inputs = [_input_plan(i, plan, shared) for i in program.inputs]
     take_sizes(plan)
     if objective is not None:
         _objective(context, objective)
@@ -90,6 +122,12 @@ def _operands(program: Program, use: StageUse, module: Module) -> list[str]:
     read = {id(v) for node in module.nodes for v in node.inputs}
     read |= {id(v) for v in module.results}
     labels = {s[6:] for s in program.objective_inputs if s.startswith("input:")}
+    shared = {id(node.outputs[0]) for node in model_parameters(program)}
+    for value in use.inputs:
+        if isinstance(value.node, OpNode) and id(value) not in shared:
+            raise Unsupported(
+                f"`{value.name}`, which stands outside of stages and is not a parameter"
+            )
     names = [v.name for v in use.inputs]
     gone = [
         value
@@ -100,7 +138,14 @@ def _operands(program: Program, use: StageUse, module: Module) -> list[str]:
     return [name for name in names if name not in {v.name for v in gone}]
 
 
-def _input_plan(given: Input, plan: Plan) -> InputPlan:
+def _model_plan(context: Context) -> ClassPlan:
+    """Return the model's own parameters; stages get them as arguments."""
+    program = context.program
+    owned = [_owned_op(context, node) for node in model_parameters(program)]
+    return ClassPlan("Model", program.name, "model", program.span, owned=owned)
+
+
+def _input_plan(given: Input, plan: Plan, shared: Shared) -> InputPlan:
     clock = next((a.clock.name for a in given.value.type.axes if a.clock is not None), "")
     return InputPlan(
         given.name,
@@ -108,7 +153,15 @@ def _input_plan(given: Input, plan: Plan) -> InputPlan:
         shape_comment(given.value.type),
         given.classes is not None,
         is_label=all(given.name not in stage.inputs for stage in plan.stages),
+        fixed=given.name in shared.once,
     )
+
+
+def _values(root: Module) -> Iterator[Value]:
+    """Yield the results of all nodes of a stage and of what it calls."""
+    for module in _callees_first(root):
+        for node in module.nodes:
+            yield from node.outputs
 
 
 def _callees_first(root: Module) -> list[Module]:
@@ -128,18 +181,26 @@ def _callees_first(root: Module) -> list[Module]:
 
 
 def _mark(root: Module, shared: Shared) -> None:
-    """Note which modules have decode state, and which collect auxiliary values."""
+    """Note which modules have decode state, collect auxiliary values, or make decisions."""
     for module in _callees_first(root):
         for node in module.nodes:
             if isinstance(node, OpNode) and node.op.state() is not None:
-                shared.stateful.add(id(module))
+                if shared.in_steps(module, node):
+                    shared.stateful.add(id(module))
             elif isinstance(node, AuxNode):
                 shared.collects.add(id(module))
-        for called in module.modules():
-            if id(called) in shared.stateful:
+            elif any(id(m) in shared.stateful for m in called_by(node)) and shared.in_steps(
+                module, node
+            ):
                 shared.stateful.add(id(module))
-            if id(called) in shared.collects:
-                shared.collects.add(id(module))
+        if kept_field(module, shared.constancy):
+            shared.stateful.add(id(module))
+        if choices(module):
+            shared.decides.add(id(module))
+        for called in module.modules():
+            for group in (shared.collects, shared.decides):
+                if id(called) in group:
+                    group.add(id(module))
     _spread(root, shared)
 
 
@@ -148,7 +209,7 @@ def _spread(root: Module, shared: Shared) -> None:
     for module in _callees_first(root):
         for node in module.nodes:
             if isinstance(node, LoopNode):
-                for group in (shared.stateful, shared.collects):
+                for group in (shared.stateful, shared.collects, shared.decides):
                     if any(id(m) in group for m in node.modules):
                         group.update(id(m) for m in node.modules)
 
@@ -164,18 +225,21 @@ def _add_class(context: Context, module: Module, stage: str) -> None:
     body = Body(module, context.shared, size_names(module))
     clocks = _clock_names(context, stage)
     body.clock_names = clocks if module.kind == "stage" else {}
+    body.decision_clock = context.decision_clock
     plan = ClassPlan(name, module.name, module.kind, module.span, doc=module.doc)
     for value in module.inputs:
         text = body.input(value, value.name or "x")
-        python = "Route" if value.type.dtype == "route" else value.python
+        python = annotation(value.type, value.python)
         plan.inputs.append((text, python, shape_comment(value.type)))
     plan.owned = _owned(context, module)
     plan.state = _state(context, module)
     plan.collects_aux = id(module) in context.shared.collects
+    plan.decides = id(module) in context.shared.decides
     plan.stateful = context.shared.streaming and id(module) in context.shared.stateful
     plan.result = body.run()
     plan.returns = _returns(module)
     plan.body = body.statements
+    context.plan.states |= body.states
     plan.clocks = tuple(clocks[name] for name in clocks if name in body.clocks)
     context.clocks[id(module)] = tuple(name for name in clocks if name in body.clocks)
     first = context.keys.setdefault(code_key(plan), name)
@@ -189,11 +253,11 @@ def _add_class(context: Context, module: Module, stage: str) -> None:
 def _clock_names(context: Context, stage: str) -> dict[str, str]:
     """Return the variable of each input clock as a stage sees it: its own is ``clock``."""
     names = list(dict.fromkeys(clock.name for clock in context.program.clocks))
-    return {n: "clock" if n == stage or len(names) == 1 else f"clock_{n}" for n in names}
+    return {n: "clock" if n == stage or len(names) == 1 else variable(f"clock_{n}") for n in names}
 
 
 def _returns(module: Module) -> str:
-    kinds = ["Route" if v.type.dtype == "route" else "Tensor" for v in module.results]
+    kinds = [annotation(v.type) for v in module.results]
     return kinds[0] if len(kinds) == 1 else f"tuple[{', '.join(kinds)}]"
 
 
@@ -220,12 +284,15 @@ def size_names(module: Module) -> dict[str, str]:
     for value in module.inputs:
         if not isinstance(value.type, TensorType):
             continue
+        text = variable(value.name or "x")
         if value.python == "Tensor":
-            names.setdefault("device", f"{value.name or 'x'}.device")
+            names.setdefault("device", f"{text}.device")
+        if value.type.batched:
+            names.setdefault(str(EXAMPLES), f"{text}.shape[0]")
         for i, axis in enumerate(value.type.axes):
             if not axis.size.is_number:
                 at = i + value.type.batched
-                names.setdefault(str(axis.size), f"{value.name or 'x'}.shape[{at}]")
+                names.setdefault(str(axis.size), f"{text}.shape[{at}]")
     return names
 
 
@@ -236,9 +303,9 @@ def _owned(context: Context, module: Module) -> list[Owned]:
             found.setdefault(node.attribute, _owned_op(context, node))
         elif isinstance(node, CallNode):
             name = context.names[id(node.module)]
-            found.setdefault(
-                node.attribute, Owned(node.attribute, "module", f"{name}()", node.span)
-            )
+            part = Owned(node.attribute, "module", f"{name}()", node.span)
+            if found.setdefault(node.attribute, part).constructor != part.constructor:
+                raise Unsupported(f"one `{node.attribute}` for streams that need other code")
         elif isinstance(node, LoopNode):
             classes = tuple(context.names[id(m)] for m in node.modules)
             found.setdefault(
@@ -315,16 +382,21 @@ def _state(context: Context, module: Module) -> list[StateField]:
         return []
     fields: dict[str, StateField] = {}
     fresh = state_names(module)
+    kept = kept_field(module, context.shared.constancy)
+    if kept:
+        context.plan.states.add(KEPT)
+        fields[kept] = StateField(kept, "leaf", f"{KEPT}()", KEPT)
     for node in module.nodes:
         field_name = fresh.get(id(node), "")
+        if not context.shared.in_steps(module, node):
+            continue
         if isinstance(node, OpNode):
             spec = node.op.state()
             if spec is not None:
-                context.plan.states.add(spec.kind)
+                leaf = ROWS.get(spec.kind, spec.kind) if context.has_chunks else spec.kind
+                context.plan.states.add(leaf)
                 inner = ", ".join(str(_number(a)) for a in spec.arguments)
-                fields[field_name] = StateField(
-                    field_name, "leaf", f"{spec.kind}({inner})", spec.kind
-                )
+                fields[field_name] = StateField(field_name, "leaf", f"{leaf}({inner})", leaf)
         elif isinstance(node, CallNode) and id(node.module) in context.shared.stateful:
             name = context.names[id(node.module)] + "State"
             fields[field_name] = StateField(
@@ -351,17 +423,32 @@ def _stage_plan(context: Context, name: str, module: Module, operands: list[str]
     return StagePlan(
         name,
         context.names[id(module)],
-        tuple(operands),
+        tuple(_argument(context, operand) for operand in operands),
         context.clocks[id(module)],
         shape_comment(module.results[0].type),
         id(module) in context.shared.collects,
         id(module) in context.shared.stateful and context.shared.streaming,
+        fixed=name in context.shared.once,
+        decides=id(module) in context.shared.decides,
+        decision_clock=context.decision_clock,
     )
+
+
+def _argument(context: Context, name: str) -> str:
+    """Return what a stage is given under a name: an input, a result, or a shared parameter."""
+    for node in model_parameters(context.program):
+        if node.outputs[0].name == name:
+            return f"self.{node.attribute}"
+    return name
 
 
 def _objective(context: Context, module: Module) -> None:
     body = Body(module, context.shared, {})
-    body.valid_names = context.plan.validity()
+    body.arguments = {
+        (clock, attribute): name if attribute != "starts" or context.plan.isolated else "None"
+        for attribute, names in context.plan.attributes().items()
+        for clock, name in names.items()
+    }
     for value, source in zip(module.inputs, context.program.objective_inputs, strict=True):
         kind, _, name = source.partition(":")
         collected = f"torch.stack(aux.{name}{', dim=1' * value.type.batched})"

@@ -66,6 +66,8 @@ def _takes_one_expert(module: Module) -> bool:
     for node in module.nodes:
         if isinstance(node, AuxNode) or not isinstance(node, OpNode):
             return False
+        if node.op.choice() is not None:  # it is recorded for all rows at once
+            return False
         if any(v is groups for v in node.inputs) and not isinstance(node.op, Linear):
             return False
     groups.python = "Tensor | int"

@@ -7,8 +7,8 @@ modules that use them, and are computed where the tokens come in. Equal ones are
 from __future__ import annotations
 
 from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Value
-from tokdsl.ops.ambient import Constant, Position, Valid
-from tokdsl.types.tensors import Axis
+from tokdsl.ops.ambient import Constant, Reading
+from tokdsl.types.tensors import Axis, ChunksType
 
 
 def is_ambient(node: Node, ambient: set[int]) -> bool:
@@ -94,7 +94,7 @@ class Hoister:
             node = value.node
             assert isinstance(node, OpNode)
             what: object = node.op
-            if isinstance(node.op, (Position, Valid)) and isinstance(node.op.axis, Axis):
+            if isinstance(node.op, Reading) and isinstance(node.op.axis, Axis):
                 axis = node.op.axis  # its name differs between definitions
                 what = (type(node.op), axis.clock, axis.memory, axis.window, str(axis.size))
             found = (what, value.index, tuple(self._key(v, keys) for v in node.inputs))
@@ -130,8 +130,9 @@ class Hoister:
     def _push(self, module: Module) -> None:
         """Make the ambient values that this body uses its inputs."""
         ambient: set[int] = set()
+        here = _clocks_made(module)
         for node in module.nodes:
-            if is_ambient(node, ambient):
+            if is_ambient(node, ambient) and not _reads(node, here):
                 ambient.update(id(v) for v in node.outputs)
         wanted: dict[int, Value] = {}
         for node in module.nodes:
@@ -163,13 +164,30 @@ class Hoister:
             wanted[id(value)] = value
 
 
+def _clocks_made(module: Module) -> set[str]:
+    """Return the ragged clocks whose chunks a module has: their attributes are read there."""
+    values = [*module.inputs, *(v for node in module.nodes for v in node.outputs)]
+    return {
+        v.type.coarse.clock.name
+        for v in values
+        if isinstance(v.type, ChunksType) and v.type.coarse.clock is not None
+    }
+
+
+def _reads(node: Node, clocks: set[str]) -> bool:
+    """Whether a node reads an attribute of one of these clocks."""
+    if not isinstance(node, OpNode) or not isinstance(node.op, Reading):
+        return False
+    axis = node.op.axis
+    return isinstance(axis, Axis) and axis.clock is not None and axis.clock.name in clocks
+
+
 def _formal(value: Value, module: Module) -> Value:
     """Return a fresh value that stands for another one in a module."""
     name = value.name
     if not name and isinstance(value.node, OpNode):
-        name = {"valid_of": "valid", "position_of": "position"}.get(
-            type(value.node.op).op_name, type(value.node.op).op_name
-        )
+        op = value.node.op
+        name = op.attribute if isinstance(op, Reading) else op.op_name
     return Value(value.type, value.span, name, owner=module, python=value.python)
 
 

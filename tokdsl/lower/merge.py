@@ -34,6 +34,7 @@ def _rest(plan: ClassPlan) -> object:
         plan.returns,
         tuple((part.name, part.constructor, part.annotation) for part in plan.state),
         plan.collects_aux,
+        plan.decides,
         plan.stateful,
         plan.clocks,
     )
@@ -41,7 +42,7 @@ def _rest(plan: ClassPlan) -> object:
 
 def _line(item: Statement | Loop) -> object:
     if isinstance(item, Loop):
-        return item.attribute, item.target, item.call, item.indexed
+        return item.attribute, item.target, item.call, item.indexed, item.indent
     return item.targets, item.text, item.indent
 
 

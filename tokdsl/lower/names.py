@@ -18,6 +18,7 @@ RESERVED = {
     "Tensor",
     "aux",
     "clock",
+    "decisions",
     "i",
     "layer",
     "nn",

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from tokdsl.ops.base import ParameterSpec
 from tokdsl.source import Span
+from tokdsl.tokenizers import Step
+
+#: what is said of the tokens of an input: ``valid`` and ``documents`` are arguments
+ATTRIBUTES = ("valid", "documents", "starts")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Loop:
     span: Span
     shape: str
     indexed: bool
+    indent: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class ClassPlan:
     returns: str = "Tensor"
     state: list[StateField] = field(default_factory=list)
     collects_aux: bool = False
+    decides: bool = False
     stateful: bool = False
     clocks: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
@@ -89,6 +95,9 @@ class StagePlan:
 
     Args:
         clocks: names of the clocks whose positions or validity it reads.
+        fixed: whether decode steps do not run it: its result is kept.
+        decides: whether it makes decisions that are recorded.
+        decision_clock: name of the clock by whose tokens they are kept, or "".
     """
 
     name: str
@@ -98,6 +107,9 @@ class StagePlan:
     shape: str
     collects_aux: bool
     stateful: bool
+    fixed: bool = False
+    decides: bool = False
+    decision_clock: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class InputPlan:
     Args:
         clock: "" if it has no token axis.
         is_label: whether only the objective reads it, so that `forward` does not take it.
+        fixed: whether a decoder reads it once, with the prompt.
     """
 
     name: str
@@ -114,6 +127,7 @@ class InputPlan:
     shape: str
     is_tokens: bool
     is_label: bool = False
+    fixed: bool = False
 
 
 #: code: text, or a call as (function, argument, ...)
@@ -177,6 +191,8 @@ class Plan:
         classes: callees before callers; the stages are among them.
         functions: names of the ``functional.py`` functions that are used.
         states: names of the ``state.py`` classes that are used.
+        model: what the model itself owns: parameters that stages share.
+        isolated: whether documents can be packed into a row, so that their borders are taken.
     """
 
     name: str
@@ -190,18 +206,29 @@ class Plan:
     aux: list[str] = field(default_factory=list)
     inputs: list[InputPlan] = field(default_factory=list)
     streaming: bool = False
+    isolated: bool = False
+    model: ClassPlan | None = None
     digest: str = ""
     parameters: list[ConfigField] = field(default_factory=list)
     tokenizer: tuple[str, dict[str, object]] | None = None
+    segments: list[Step] = field(default_factory=list)
     causal: dict[str, bool] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
 
-    def validity(self) -> dict[str, str]:
-        """Return the argument that says which tokens are padding, by clock."""
+    def attributes(self) -> dict[str, dict[str, str]]:
+        """Return the variables that hold attributes of tokens: by attribute, then by clock."""
         first: dict[str, str] = {}
         for given in self.inputs:
             if given.clock and not given.is_label:
                 first.setdefault(given.clock, given.name)
-        return {c: "valid" if len(first) == 1 else f"{n}_valid" for c, n in first.items()}
+        # an input may be called so itself
+        short = set(ATTRIBUTES) - {i.name for i in self.inputs} if len(first) == 1 else set()
+        return {
+            attribute: {
+                clock: attribute if attribute in short else f"{name}_{attribute}"
+                for clock, name in first.items()
+            }
+            for attribute in ATTRIBUTES
+        }
 
     layouts: list[LayoutPlan] = field(default_factory=list)

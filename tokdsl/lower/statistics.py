@@ -14,13 +14,13 @@ def gather(module: Module) -> set[int]:
 
     Operations with parameters or state, and calls, stay where they are.
     """
-    alone = _alone(module)
-    if not alone:
+    apart = alone(module)
+    if not apart:
         return set()
     waiting: list[Node] = []
     order: list[Node] = []
     for node in module.nodes:
-        if id(node) in alone and not isinstance(node, AuxNode):
+        if id(node) in apart and not isinstance(node, AuxNode):
             waiting.append(node)
         elif isinstance(node, AuxNode):
             needed = _needed(node, waiting)
@@ -30,28 +30,28 @@ def gather(module: Module) -> set[int]:
         else:
             order.append(node)
     module.nodes = order + waiting
-    return alone
+    return apart
 
 
-def _alone(module: Module) -> set[int]:
+def alone(module: Module) -> set[int]:
     """Return the ``aux`` nodes and those whose results only they read, directly or not."""
     readers: dict[int, list[Node]] = {}
     for node in module.nodes:
         for value in node.inputs:
             readers.setdefault(id(value), []).append(node)
     results = {id(v) for v in module.results}
-    alone: set[int] = set()
+    apart: set[int] = set()
     for node in reversed(module.nodes):
         if isinstance(node, AuxNode):
-            alone.add(id(node))
+            apart.add(id(node))
             continue
         if not isinstance(node, OpNode) or node.op.parameters() or node.op.state() is not None:
             continue
         used = [reader for value in node.outputs for reader in readers.get(id(value), [])]
         kept = any(id(value) in results for value in node.outputs)
-        if used and not kept and all(id(reader) in alone for reader in used):
-            alone.add(id(node))
-    return alone
+        if used and not kept and all(id(reader) in apart for reader in used):
+            apart.add(id(node))
+    return apart
 
 
 def _needed(aux: AuxNode, waiting: list[Node]) -> set[int]:

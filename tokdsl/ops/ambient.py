@@ -45,16 +45,33 @@ class Constant(Ambient):
         return repr(self.value)
 
 
+class Reading(Ambient):
+    """Base of the attributes of the tokens along a token axis."""
+
+    internal: ClassVar[bool] = True
+    #: name of the attribute of the package's ``TokenClock``
+    attribute: ClassVar[str] = ""
+
+    axis: object = None
+
+    def type(self) -> TensorType:
+        """One bit per token and row, where nothing else is said."""
+        assert isinstance(self.axis, Axis)
+        return TensorType((self.axis,), "bool", batched=True)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Attributes are given from outside; nothing is read."""
+        return {}
+
+
 @op("position_of")
-class Position(Ambient):
-    """The position of every token along a token axis, counted from the start of the sequence.
+class Position(Reading):
+    """The position of every token along a token axis, counted from the start of its document.
 
     Shape: -> i64[T].   In decode steps positions go on from those already seen.
     """
 
-    internal: ClassVar[bool] = True
-
-    axis: object = None
+    attribute: ClassVar[str] = "position"
 
     def type(self) -> TensorType:
         """One integer per token, equal for all rows unless prompts are padded on the left."""
@@ -63,28 +80,63 @@ class Position(Ambient):
 
 
 @op("valid_of")
-class Valid(Ambient):
+class Valid(Reading):
     """Whether each token is one (true) or padding (false); None at run time if all are tokens.
 
     Shape: -> bool[T].
     """
 
-    internal: ClassVar[bool] = True
-
-    axis: object = None
-
-    def type(self) -> TensorType:
-        """One bool per token and row."""
-        assert isinstance(self.axis, Axis)
-        return TensorType((self.axis,), "bool", batched=True)
+    attribute: ClassVar[str] = "valid"
 
     def annotation(self) -> str:
         """None at run time without padding."""
         return "Tensor | None"
 
-    def flows(self) -> dict[str, list[Flow]]:
-        """Padding is given from outside; nothing is read."""
-        return {}
+
+@op("starts_of")
+class Starts(Reading):
+    """Whether each token is the first of its document; None at run time if no document begins.
+
+    Shape: -> bool[T].
+    """
+
+    attribute: ClassVar[str] = "starts"
+
+    def annotation(self) -> str:
+        """None at run time where every row is one document."""
+        return "Tensor | None"
+
+
+@op("batch_of")
+class BatchOf(Reading):
+    """How many rows there are, where positions and what follows from them are kept once for all.
+
+    Shape: -> i64[].
+    """
+
+    attribute: ClassVar[str] = "batch"
+
+    def type(self) -> TensorType:
+        """One number."""
+        return TensorType((), "i64", batched=False)
+
+    def annotation(self) -> str:
+        """A number that is known outside of tensors."""
+        return "int"
+
+
+@op("clock_of")
+class ClockOf(Reading):
+    """The package's ``TokenClock`` itself, for what reads several attributes of its tokens.
+
+    Shape: -> bool[T], of which nothing is read.
+    """
+
+    attribute: ClassVar[str] = "clock"
+
+    def annotation(self) -> str:
+        """The package's class."""
+        return "TokenClock"
 
 
 @op("as_axis")

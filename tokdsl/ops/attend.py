@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+from tokdsl.ops.axes import state_argument
 from tokdsl.ops.base import (
     AxisRef,
     Code,
@@ -17,9 +18,10 @@ from tokdsl.ops.base import (
     op,
     tensor,
 )
+from tokdsl.ops.chunks import chunks_of, clock_of
 from tokdsl.types.dims import Dim
-from tokdsl.types.tensors import Axis, TensorType, ValueType
-from tokdsl.types.time import EVERYTHING, INFINITY, Flow, Interval
+from tokdsl.types.tensors import Axis, ChunksType, TensorType, ValueType
+from tokdsl.types.time import EVERYTHING, INFINITY, Crossing, Flow, Interval
 
 
 def token_axis(kind: ValueType, argument: str) -> Axis:
@@ -77,18 +79,74 @@ class Cache(Op):
         return f"{code['x']} if state is None else {code.state}.append({code['x']})"
 
 
+@op("same_chunk")
+class SameChunk(Op):
+    """Whether a query and a key are in the same chunk.
+
+    Args:
+        window: how many tokens back any query looks; 0 for all of them.
+
+    Shape: chunks[T, C] -> bool [T, S].
+    """
+
+    internal: ClassVar[bool] = True
+
+    chunks: Operand
+    key: object = None
+    window: int = 0
+
+    def type(self) -> TensorType:
+        """One bool per query and key."""
+        chunks = chunks_of(self.chunks, "attend")
+        assert isinstance(self.key, Axis)
+        return TensorType((chunks.fine, self.key), "bool", chunks.batched)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """A pair reads the chunks of both."""
+        chunks = chunks_of(self.chunks, "attend")
+        assert isinstance(self.key, Axis)
+        return {
+            "chunks": [
+                Flow(chunks.fine.name, chunks.fine.name),
+                Flow(chunks.fine.name, self.key.name),
+            ]
+        }
+
+    def isolates(self) -> bool:
+        """Chunks end with their document."""
+        return True
+
+    def state(self) -> StateSpec:
+        """The chunk numbers of all past tokens, or of the last ``window`` of them."""
+        if self.window:
+            return StateSpec("WindowCache", (Dim.of(self.window),), elements=Dim.of(self.window))
+        return StateSpec("TokenCache", (), per_token=Dim.of(1))
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        return f"{code.use('same_chunk')}({code['chunks']}{state_argument(code)})"
+
+
 @op("visible")
 class Visible(Op):
     """What is added to scaled scores: nothing where a query may see a key, else a large negative.
 
     A condition that is exactly causal, a causal window or absent is left to `attend` itself; then
-    only padding is hidden here, and the value is None at run time when there is none.
+    only padding and other documents are hidden here, and the value is None at run time when there
+    are none.
+
+    Args:
+        predicate: the condition that is left.
+        keys: the clock of the keys.
+        queries: the clock of the queries where it is another one: their first documents belong
+            together, and so on.
     """
 
     internal: ClassVar[bool] = True
 
     predicate: Operand | None = None
-    key_valid: Operand | None = None
+    keys: Operand | None = None
+    queries: Operand | None = None
     query: object = None
     key: object = None
 
@@ -102,8 +160,8 @@ class Visible(Op):
         return TensorType((*lead, self.query, self.key), "f32")
 
     def flows(self) -> dict[str, list[Flow]]:
-        """A condition is over the positions of the result; validity reads no token."""
-        return {name: flows for name, flows in super().flows().items() if name != "key_valid"}
+        """A condition is over the positions of the result; clocks read no token."""
+        return {name: flows for name, flows in super().flows().items() if name == "predicate"}
 
     def annotation(self) -> str:
         """None at run time where nothing is hidden."""
@@ -115,9 +173,11 @@ class Visible(Op):
 
     def torch(self, code: Code) -> str:
         """A function of the package that gives None where nothing is hidden."""
+        clocks = [code[name] for name in ("keys", "queries") if name in code.operands]
         if self.predicate is None:
-            return f"{code.use('padding_bias')}({code['key_valid']})"
-        return f"{code.use('mask_bias')}({code.aligned('predicate')}, {code['key_valid']})"
+            return f"{code.use('token_bias')}({', '.join(clocks)})"
+        arguments = ", ".join([code.aligned("predicate"), *clocks])
+        return f"{code.use('mask_bias')}({arguments})"
 
 
 def key_flow(key: Axis, query: Axis, interval: object, stride: int) -> Flow:
@@ -132,6 +192,19 @@ def key_flow(key: Axis, query: Axis, interval: object, stride: int) -> Flow:
     if not stride or not isinstance(interval, Interval):
         return Flow(key.name, query.name, EVERYTHING)
     return Flow(key.name, query.name, interval, factor=-stride if stride > 1 else 1)
+
+
+def paired(query: Axis, key: Axis) -> bool:
+    """Whether the documents of queries are those of the keys: on one clock, or on two inputs'.
+
+    Keys of a fixed number are the same for all documents of a row. Between a stream and a coarser
+    one documents are not numbered alike.
+    """
+    if key.size.is_number:
+        return False
+    clocks = (query.clock, key.clock)
+    inputs = all(clock is not None and clock.parent is None for clock in clocks)
+    return query.clock == key.clock or inputs
 
 
 class Attention(Op):
@@ -193,7 +266,8 @@ class Attend(Attention):
     """Scaled dot-product attention with grouped heads.
 
     ``mask`` is a condition over a query position and a key position, ``score`` an expression of
-    the scaled score and both positions; `sinks` adds one logit per head to the softmax.
+    the scaled score and both positions; `sinks` adds one logit per head to the softmax. With
+    `within`, a query sees keys of its own chunk only.
 
     Shape: q [T, heads, k], k [S, kv_heads, k], v [S, kv_heads, v] -> [T, heads, v].
     Gradient: smooth.
@@ -208,6 +282,7 @@ class Attend(Attention):
     mask: Predicate | None = None
     score: Predicate | None = None
     sinks: Operand | None = None
+    within: Operand | None = None
     scale: float | None = None
     over: AxisRef | None = None
     structured: bool = False
@@ -242,9 +317,16 @@ class Attend(Attention):
         for name in ("k", "v"):
             axis = token_axis(getattr(self, name), name)
             found[name] = [key_flow(axis, query, self.interval, self.stride)]
+            if isinstance(self.within, ChunksType) and getattr(self.interval, "hi", 1) > 0:
+                inside = Crossing(clock_of(self.within).name, "inside")
+                found[name] = [Flow(axis.name, query.name, crossing=inside)]
         if self.mask is not None:
             found["mask"] = [found["q"][0], found["k"][0]]
         return found
+
+    def isolates(self) -> bool:
+        """The mask knows which documents of the two clocks belong together."""
+        return self.mask is not None and paired(token_axis(self.q, "q"), token_axis(self.k, "k"))
 
     def sees_itself(self) -> bool:
         """Whether the condition certainly allows every query the key at its own position."""
@@ -373,6 +455,11 @@ class AttentionMix(Attention):
         value = key_flow(token_axis(self.v, "v"), query, self.interval, self.stride)
         scores = [Flow(query.name, query.name), along]
         return {"scores": scores, "mask": scores, "v": [value]}
+
+    def isolates(self) -> bool:
+        """The mask knows which documents of the two clocks belong together."""
+        query = token_axis(self.scores, "scores")
+        return self.mask is not None and paired(query, token_axis(self.v, "v"))
 
     def repair(self) -> str:
         """How to read no later token."""

@@ -201,6 +201,12 @@ def valid_argument(code: Code) -> str:
     return f", valid={code['valid']}" if "valid" in code.operands else ""
 
 
+def starts_argument(code: Code) -> str:
+    """Return ``, starts=...`` for a function that takes it, or nothing."""
+    given = code.operands.get("starts", "None")
+    return "" if given == "None" else f", starts={given}"
+
+
 def state_argument(code: Code) -> str:
     """Return ``, state=...`` for a function that takes it, or nothing.
 

@@ -15,7 +15,15 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 from tokdsl.ops.precedence import primary
 from tokdsl.types.dims import Dim
-from tokdsl.types.tensors import Axis, RouteType, TensorType, UnknownType, ValueType, promote
+from tokdsl.types.tensors import (
+    Axis,
+    ChunksType,
+    RouteType,
+    TensorType,
+    UnknownType,
+    ValueType,
+    promote,
+)
 from tokdsl.types.time import EVERYTHING, Flow
 
 
@@ -110,6 +118,7 @@ class Code:
         attribute: Python text of the attribute that owns this operation's parameters
             (``self.gate``).
         state: Python text of this operation's state, or None.
+        decision: Python text of the record of this operation's choice, or "" if none is kept.
     """
 
     def __init__(
@@ -120,12 +129,14 @@ class Code:
         attribute: str = "",
         state: str = "",
         names: Mapping[str, str] | None = None,
+        decision: str = "",
     ) -> None:
         self.operands = operands
         self.types = types
         self.result = result
         self.attribute = attribute
         self.state = state
+        self.decision = decision
         self.names = dict(names or {})
         self.imports: set[str] = set()
 
@@ -211,7 +222,7 @@ class Op:
     internal: ClassVar[bool] = False
     #: fields that the compiler fills
     hidden: ClassVar[tuple[str, ...]] = ()
-    #: a discrete decision that is recorded and replayed
+    #: a discrete decision; what `choice` says of it is recorded and replayed
     decision: ClassVar[bool] = False
     #: operand (``*``: any) -> its value -> what the result then is, whatever the other operands are
     absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {}
@@ -296,6 +307,42 @@ class Op:
         """Return the token axes whose padding changes the result: what ``valid`` is read for."""
         return [a for _, kind in self.operand_types() for a in kind.axes if a.clock is not None]
 
+    def mixed(self) -> list[Axis]:
+        """Return the axes of tokens or rows along which a result reads others than its own."""
+        flows, result = self.flows(), self.type()
+        kinds = result if isinstance(result, tuple) else (result,)
+        kept = {axis.name for kind in kinds for axis in kind.axes}
+        hidden = {spec.name for spec in operand_fields(type(self)) if spec.kind == "companion"}
+        found = []
+        for name, kind in self.operand_types():
+            for axis in kind.axes:
+                mine = [flow for flow in flows.get(name, ()) if flow.source == axis.name]
+                gone = not mine and name not in hidden and axis.name not in kept
+                if axis.clock is None and axis.group is None:
+                    continue
+                if gone or any(not flow.is_own for flow in mine):
+                    found.append(axis)
+        return found
+
+    def mixes(self, starts: ValueType) -> bool:
+        """Return whether tokens are mixed along the axis for which starts of documents are given.
+
+        In a memory axis, which also holds earlier steps, they are not known.
+        """
+        own = starts.axes[0]
+        return not own.memory and any(axis.clock == own.clock for axis in self.mixed())
+
+    def isolates(self) -> bool:
+        """Return whether no token reads one of another document that is packed into its row.
+
+        True for what reads the own token alone. What mixes tokens must be told where documents
+        start, and a change of clock moves them: who knows documents in another way says so.
+        """
+        told = any(name == "starts" for name, _ in self.operand_types())
+        flows = [flow for found in self.flows().values() for flow in found]
+        moved = any(flow.factor != 1 or flow.crossing is not None for flow in flows)
+        return (told and not moved) or not self.mixed()
+
     def parameters(self) -> tuple[ParameterSpec, ...]:
         """Return the parameters and buffers that this use owns."""
         return ()
@@ -303,6 +350,19 @@ class Op:
     def state(self) -> StateSpec | None:
         """Return what must be kept between decode steps."""
         return None
+
+    def choice(self) -> TensorType | None:
+        """Return the type of what a decision chooses, which is recorded and replayed.
+
+        An operation that chooses gives ``code.decision`` to its function, which passes its choice
+        through ``decision.keep`` and computes the rest of its results from what comes back.
+        """
+        return None
+
+    def remembers(self) -> Axis | None:
+        """Return the token axis of which the state holds earlier tokens."""
+        kinds = [kind for _, kind in self.operand_types()]
+        return next((a for k in kinds for a in k.axes if a.clock is not None), None)
 
     def torch(self, code: Code) -> str:
         """Return the torch expression of the result."""
@@ -373,7 +433,7 @@ Predicate = TensorType
 #: An initialiser as text: ``normal(std=0.02)``; see ``initialisers.py``.
 Init = str
 #: A tensor operand; the field holds its type.
-Operand = TensorType | RouteType | UnknownType
+Operand = TensorType | RouteType | ChunksType | UnknownType
 #: An operand that the elaborator finds by itself: ``groups`` (rows per expert) or ``order`` (where
 #: each row came from) of the dispatch that made the rows of another operand.
 Companion = TensorType

@@ -523,6 +523,13 @@ class StraightThrough(Elementwise):
             raise Fault("operand-kind", f"`soft` must carry a gradient, found {self.soft}", "soft")
         return super().type()
 
+    def torch(self, code: Code) -> str:
+        """Return the sum; a number has no gradient to cut."""
+        hard, soft = code.aligned("hard"), code.aligned("soft")
+        if literal(hard) is not None:
+            return f"{hard} + ({soft} - {primary(soft)}.detach())"
+        return super().torch(code)
+
     def cost(self) -> Cost:
         """Nothing that the emitted code would not fold."""
         return Cost(Dim(()))

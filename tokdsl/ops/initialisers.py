@@ -8,6 +8,7 @@ import math
 INITIALISERS: dict[str, tuple[str, ...]] = {
     "zeros": (),
     "ones": (),
+    "eye": (),
     "constant": ("value",),
     "normal": ("std", "mean"),
     "truncated_normal": ("std", "mean"),
@@ -15,9 +16,13 @@ INITIALISERS: dict[str, tuple[str, ...]] = {
     "fan_in_normal": ("scale",),
     "fan_in_uniform": ("scale",),
     "log_uniform": ("low", "high"),
+    "log_of_uniform": ("low", "high"),
+    "inverse_softplus": ("low", "high"),
 }
+#: those whose arguments must be above 0
+POSITIVE = ("log_uniform", "log_of_uniform", "inverse_softplus")
 #: those whose arguments have no default
-BARE = ("constant", "uniform", "log_uniform")
+BARE = ("constant", "uniform", *POSITIVE)
 
 
 def split(text: str) -> tuple[str, dict[str, float]]:
@@ -38,6 +43,8 @@ def statement(text: str, tensor: str, fan_in: int) -> str:
         return f"nn.init.zeros_({tensor})"
     if name == "ones":
         return f"nn.init.ones_({tensor})"
+    if name == "eye":
+        return f"nn.init.eye_({tensor})"
     if name == "constant":
         return f"nn.init.constant_({tensor}, {given['value']!r})"
     if name == "uniform":
@@ -45,6 +52,11 @@ def statement(text: str, tensor: str, fan_in: int) -> str:
     if name == "log_uniform":
         low, high = math.log(given["low"]), math.log(given["high"])
         return f"nn.init.uniform_({tensor}.data, {low:.6g}, {high:.6g}).exp_()"
+    if name == "log_of_uniform":
+        return f"nn.init.uniform_({tensor}.data, {given['low']!r}, {given['high']!r}).log_()"
+    if name == "inverse_softplus":  # y of which softplus(y), log-uniform, is log(1 + exp(y))
+        low, high = math.log(given["low"]), math.log(given["high"])
+        return f"nn.init.uniform_({tensor}.data, {low:.6g}, {high:.6g}).exp_().expm1_().log_()"
     scale = given.get("scale", 1.0) * fan_in**-0.5
     if name == "fan_in_normal":
         return f"nn.init.normal_({tensor}, std={scale:.6g})"

@@ -19,6 +19,7 @@ from tokdsl.ops.base import (
     op,
     tensor,
 )
+from tokdsl.ops.precedence import primary
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType
 
@@ -109,7 +110,7 @@ class Linear(Op):
         text = code["x"]
         inputs = self.contracted()
         if len(inputs) > 1:
-            text += f".flatten({-len(inputs)})"
+            text = f"{primary(text)}.flatten({-len(inputs)})"
         rows = f", {code['groups']}" if self.groups is not None else ""
         text = f"{code.attribute}({text}{rows})"
         if len(self.out) > 1:

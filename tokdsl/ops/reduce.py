@@ -17,6 +17,7 @@ from tokdsl.ops.axes import (
     product,
     reduced,
     single_row,
+    starts_argument,
     state_argument,
     token_mask,
     valid_argument,
@@ -379,6 +380,15 @@ class ArgReduction(Reduction):
         full, over = self.full(), self.reduction()
         return TensorType(over.kept(full), "i64", full.batched, classes=over.axes[0].size)
 
+    def choice(self) -> TensorType:
+        """The indices."""
+        return self.type()
+
+    def torch(self, code: Code) -> str:
+        """Return the method call on the operand, in a call that keeps the choice."""
+        text = super().torch(code)
+        return f"{code.use('decided')}({text}, {code.decision})" if code.decision else text
+
 
 @op("argmax")
 class ArgMax(ArgReduction):
@@ -406,11 +416,15 @@ class ArgMin(ArgReduction):
 
 
 class Running(Op):
-    """Base of the running totals along one axis; over tokens they read the past only."""
+    """Base of the running totals along one axis.
+
+    Over tokens they read the past only, and begin anew with every document.
+    """
 
     x: Operand
     over: AxisRef
     valid: Companion | None = None
+    starts: Companion | None = None
 
     #: torch expression over the operand along a plain axis
     suffix: ClassVar[str] = ""
@@ -457,7 +471,7 @@ class Running(Op):
         dim = code.dim("x", self.over)
         if not is_token(self.axis()):
             return f"{primary(code['x'])}.{self.suffix.format(dim=dim)}"
-        rest = valid_argument(code) + state_argument(code)
+        rest = valid_argument(code) + starts_argument(code) + state_argument(code)
         return f"{code.use(self.function)}({code['x']}, dim={dim}{rest})"
 
 

@@ -32,6 +32,7 @@ class Route(Op):
     none through the choice.
     """
 
+    #: what is recorded is the choice of ``pick``, by the operation that makes it
     decision: ClassVar[bool] = True
 
     pick: Operand

@@ -1,10 +1,18 @@
-"""Recurrences along tokens whose parallel form is exact."""
+"""Recurrences along tokens, or along a plain axis, whose parallel form is exact."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tokdsl.ops.axes import aligned, need_float, product, state_argument, valid_argument
+from tokdsl.ops.axes import (
+    aligned,
+    is_token,
+    need_float,
+    product,
+    starts_argument,
+    state_argument,
+    valid_argument,
+)
 from tokdsl.ops.base import (
     AxisRef,
     Code,
@@ -19,28 +27,30 @@ from tokdsl.ops.base import (
     op,
     tensor,
 )
-from tokdsl.types.dims import Dim
+from tokdsl.ops.precedence import primary
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import PAST, Flow
 
 
 class _Recurrence(Op):
-    """Base of the recurrences over a token axis."""
+    """Base of the recurrences: over a token axis, or over the axis that is named."""
 
     def tokens(self, kind: TensorType) -> Axis:
         """Return the axis that the recurrence runs along.
 
         Raises:
-            Fault: if it does not exist or holds no tokens.
+            Fault: if it does not exist.
         """
         over: AxisRef | None = getattr(self, "over", None)
         if over is not None:
-            axis = find_axis(kind, over, "over")
-        else:
-            axis = next((a for a in kind.axes if a.clock is not None), Axis("", Dim.of(1)))
-        if axis.clock is None:
+            return find_axis(kind, over, "over")
+        axis = next((a for a in kind.axes if a.clock is not None), None)
+        if axis is None:
             raise Fault(
-                "operand-shape", f"`{self.op_name}` runs along a token axis, found {kind}", "over"
+                "operand-shape",
+                f"`{self.op_name}` runs along a token axis, found {kind}",
+                "over",
+                help=f"name the axis: `{self.op_name}(..., over = slot)`",
             )
         return axis
 
@@ -54,12 +64,19 @@ class _Recurrence(Op):
         return {
             name: [replace(f, interval=PAST) if f.source == own else f for f in flows]
             for name, flows in super().flows().items()
-            if name != "valid"
+            if name not in ("valid", "starts")
         }
 
-    def state(self) -> StateSpec:
-        """The last token's result."""
+    def wants_valid(self) -> list[Axis]:
+        """Return the token axis, if the recurrence runs along one."""
+        own = self.tokens(self.type())
+        return [own] if is_token(own) else []
+
+    def state(self) -> StateSpec | None:
+        """The last token's result; a plain axis is there as a whole in every step."""
         kind = self.type()
+        if not is_token(self.tokens(kind)):
+            return None
         own = self.tokens(kind).name
         sizes = tuple(axis.size for axis in kind.axes if axis.name != own)
         return StateSpec("RecurrentState", elements=product(sizes))
@@ -69,10 +86,13 @@ class _Recurrence(Op):
         return Cost(self.type().size * 6)
 
     def options(self, code: Code) -> str:
-        """Return dim, padding and state as arguments."""
+        """Return dim and, along tokens, padding, documents and state as arguments."""
         kind = self.type()
-        dim = kind.position(self.tokens(kind).name) - len(kind.axes)
-        return f"dim={dim}{valid_argument(code)}{state_argument(code)}"
+        own = self.tokens(kind)
+        dim = f"dim={kind.position(own.name) - len(kind.axes)}"
+        if not is_token(own):
+            return dim
+        return f"{dim}{valid_argument(code)}{starts_argument(code)}{state_argument(code)}"
 
 
 @op("linear_recurrence")
@@ -80,7 +100,8 @@ class LinearRecurrence(_Recurrence):
     """``h[t] = a[t] * h[t - 1] + b[t]``, entry by entry, from ``h = 0``.
 
     Computed in parallel by combining neighbours; no logarithms, so any ``a`` is allowed and
-    ``abs(a) <= 1`` is stable. Padding leaves ``h`` as it is.
+    ``abs(a) <= 1`` is stable. Padding leaves ``h`` as it is; a document begins from 0. ``over``
+    may name a plain axis, such as the slots that tokens were put into in an order of their own.
 
     Shape: [T, *a], [T, *b] -> [T, * a and b].   Gradient: smooth.
     Source: Blelloch 1990, "Prefix sums and their applications", section 1.4.
@@ -90,6 +111,7 @@ class LinearRecurrence(_Recurrence):
     b: Operand
     over: AxisRef | None = None
     valid: Companion | None = None
+    starts: Companion | None = None
 
     def type(self) -> TensorType:
         """Return the broadcast of both."""
@@ -102,7 +124,11 @@ class LinearRecurrence(_Recurrence):
     def torch(self, code: Code) -> str:
         """Return a call of the package's function."""
         a, b = aligned(code, "a", self.type()), aligned(code, "b", self.type())
-        return f"{code.use('linear_recurrence')}({a}, {b}, {self.options(code)})"
+        function = code.use("linear_recurrence")
+        if not self.type().batched:  # the function expects the batch in front
+            a, b = f"{primary(a)}.unsqueeze(0)", f"{primary(b)}.unsqueeze(0)"
+            return f"{function}({a}, {b}, {self.options(code)}).squeeze(0)"
+        return f"{function}({a}, {b}, {self.options(code)})"
 
 
 @op("ema")
@@ -116,6 +142,7 @@ class Ema(_Recurrence):
     decay: float
     over: AxisRef | None = None
     valid: Companion | None = None
+    starts: Companion | None = None
 
     def type(self) -> TensorType:
         """Return the operand's type."""

@@ -100,6 +100,10 @@ class TopK(Op):
         """A comparison per entry and a little more."""
         return Cost(self.full().size * 4)
 
+    def choice(self) -> TensorType:
+        """The indices."""
+        return self.type()[1]
+
     def wants_valid(self) -> list[Axis]:
         """Return the token axis if tokens are chosen."""
         axis = find_axis(self.full(), self.over, "over")
@@ -118,6 +122,8 @@ class TopK(Op):
             joined = ", ".join(masks)
             mask = masks[0] if len(masks) == 1 else f"{code.use('all_masks')}({joined})"
             arguments.append(f"mask={mask}")
+        if code.decision:
+            arguments.append(f"decision={code.decision}")
         return f"{code.use('topk_stable')}({', '.join(arguments)})"
 
 
@@ -260,6 +266,9 @@ class Gather(Op):
         if len(own) == 1 and set(names(index)) - set(own) == set(have) - {self.over}:
             want = [own[0] if name == self.over else name for name in have]
             text = arrange(code["index"], names(index), want)
+            if own[0] in {axis.name for axis in self.own() if axis.clock is not None}:
+                # positions are the same for all rows where nothing is padded
+                return f"torch.take_along_dim({code['x']}, {text}, dim={code.dim('x', self.over)})"
             return f"{primary(code['x'])}.gather({code.dim('x', self.over)}, {text})"
         if not x.batched and have[0] == self.over and own == [a.name for a in index.axes]:
             return f"{primary(code['x'])}[{code['index']}]"

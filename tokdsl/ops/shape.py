@@ -28,7 +28,7 @@ from tokdsl.ops.elementwise import number
 from tokdsl.ops.precedence import primary
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType, promote
-from tokdsl.types.time import Flow
+from tokdsl.types.time import EVERYTHING, Flow
 
 ZERO = Dim.of(0)
 ONE = Dim.of(1)
@@ -269,9 +269,16 @@ class Stack(Op):
         return f"torch.stack({joined}, dim=-1)"
 
 
+def _is_set(axis: Axis) -> bool:
+    """Whether an axis holds a fixed number of tokens without order, such as patches."""
+    return axis.clock is not None and not axis.clock.ordered and axis.size.is_number
+
+
 @op("slice")
 class Slice(Op):
     """The entries ``start .. stop - 1`` along an axis; without ``stop`` to the end.
+
+    The axis may be a fixed number of tokens without order, which are plain entries then.
 
     Args:
         into: another name for the shorter axis.
@@ -288,7 +295,9 @@ class Slice(Op):
     def type(self) -> TensorType:
         """Return the type with the axis shortened."""
         kind = tensor(self.x, "x")
-        axis = plain_axis(kind, self.over, "slice")
+        axis = find_axis(kind, self.over, "over")
+        if not _is_set(axis):
+            axis = plain_axis(kind, self.over, "slice")
         stop = self.stop if self.stop is not None else axis.size
         size = stop - self.start
         bounds = (self.start.number, stop.number, axis.size.number)
@@ -302,6 +311,18 @@ class Slice(Op):
         free_name(kind, NewAxis(name, size), without=(self.over,))
         axes = tuple(Axis(name, size) if a.name == self.over else a for a in kind.axes)
         return kind.with_axes(axes)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Tokens without order are entries like others in the result."""
+        return {
+            name: [
+                replace(flow, target=None, interval=EVERYTHING)
+                if flow.source == self.over
+                else flow
+                for flow in flows
+            ]
+            for name, flows in super().flows().items()
+        }
 
     def torch(self, code: Code) -> str:
         """Return an index expression."""

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from tokdsl.ops.axes import (
     arrange,
+    free_name,
     is_token,
     names,
     need_integer,
     product,
+    starts_argument,
     state_argument,
     valid_argument,
 )
@@ -146,8 +148,9 @@ class Flip(Op):
 class Shift(Op):
     """The entries of the token ``by`` places earlier: ``result[t] = x[t - by]``.
 
-    A positive ``by`` reads the past, a negative one the future. Where there is no such token the
-    result is ``fill``. Without ``over`` it goes along the token axis.
+    A positive ``by`` reads the past, a negative one the future. Where there is no such token, or
+    it belongs to another document, the result is ``fill``. Without ``over`` it goes along the token
+    axis.
 
     Shape: [T, *] -> [T, *].   Gradient: smooth.
     """
@@ -157,6 +160,7 @@ class Shift(Op):
     over: AxisRef | None = None
     fill: float = 0.0
     valid: Companion | None = None
+    starts: Companion | None = None
 
     def axis(self) -> Axis:
         """Return the axis along which entries move.
@@ -212,13 +216,73 @@ class Shift(Op):
         )
         options = f", fill={value}" if self.fill else ""
         if is_token(self.axis()):
-            options += valid_argument(code) + state_argument(code)
+            options += valid_argument(code) + starts_argument(code) + state_argument(code)
         return f"{code.use('shift')}({code['x']}, {code.size(self.by)}, dim={dim}{options})"
+
+
+@op("recent")
+class Recent(Op):
+    """The last entries along the token axis, the own one among them, on a new axis: oldest first.
+
+    Where there is no such token, or it belongs to another document, they are 0. A stack of
+    `shift`, but of as many as a size says.
+
+    Args:
+        place: name and size of the new axis.
+
+    Shape: [T, *] -> [T, place, *].   Gradient: smooth.
+    """
+
+    x: Operand
+    place: NewAxis
+    valid: Companion | None = None
+    starts: Companion | None = None
+
+    def tokens(self) -> Axis:
+        """Return the token axis.
+
+        Raises:
+            Fault: if there is none.
+        """
+        kind = tensor(self.x, "x")
+        found = next((axis for axis in kind.axes if is_token(axis)), None)
+        if found is None:
+            raise Fault("operand-shape", f"`recent` needs a token axis, found {kind}", "x")
+        return found
+
+    def type(self) -> TensorType:
+        """Return the operand's type with the new axis behind the tokens."""
+        kind, own = tensor(self.x, "x"), self.tokens()
+        new, at = free_name(kind, self.place), kind.axes.index(own) + 1
+        return replace(kind, axes=(*kind.axes[:at], new, *kind.axes[at:]), classes=None)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """The last tokens are read."""
+        own, size = self.tokens().name, self.place.size.number
+        interval = Interval(-INFINITY if size is None else 1 - size, 0, exact=size is not None)
+        flows = super().flows().get("x", [])
+        return {"x": [replace(f, interval=interval) if f.source == own else f for f in flows]}
+
+    def state(self) -> StateSpec | None:
+        """The tokens that the next ones still read."""
+        kept = self.place.size - 1
+        if kept.number == 0:
+            return None
+        sizes = tuple(a.size for a in self.x.axes if not is_token(a))
+        return StateSpec("ConvolutionState", (kept,), elements=kept * product(sizes))
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        options = f"dim={code.dim('x', self.tokens().name)}"
+        options += valid_argument(code) + starts_argument(code) + state_argument(code)
+        return f"{code.use('recent')}({code['x']}, {code.size(self.place.size)}, {options})"
 
 
 @op("targets")
 class Targets(Op):
     """The ids ``ahead`` positions later: what is to be predicted; -100 where there is none.
+
+    The last token of a document has none.
 
     Shape: i64[T] -> i64[T].   Gradient: none.
     """
@@ -226,6 +290,7 @@ class Targets(Op):
     ids: Operand
     ahead: Dim = ONE
     valid: Companion | None = None
+    starts: Companion | None = None
 
     def type(self) -> TensorType:
         """Return the ids' type."""
@@ -247,7 +312,8 @@ class Targets(Op):
         """Return a call of the package's function."""
         axis = next(axis for axis in self.ids.axes if axis.clock is not None)
         options = f"ahead={code.size(self.ahead)}, dim={code.dim('ids', axis.name)}"
-        return f"{code.use('targets_ahead')}({code['ids']}, {options}{valid_argument(code)})"
+        options += valid_argument(code) + starts_argument(code)
+        return f"{code.use('targets_ahead')}({code['ids']}, {options})"
 
 
 @op("patches")
@@ -329,6 +395,35 @@ class Patches(Op):
                 else f"{primary(text)}.unsqueeze(-3)"
             )
         return f"{code.use('patches')}({text}, {code.size(self.size)})"
+
+
+@op("stream")
+class Stream(Op):
+    """The entries along an axis as a stream of tokens without order, such as chosen patches.
+
+    Attention reads tokens; this says that entries that stand in no order are some. The tokens come
+    first.
+
+    Shape: [*, over] -> [over, *] on a clock of its own.   Gradient: smooth.
+    """
+
+    x: Operand
+    over: AxisRef
+
+    def type(self) -> TensorType:
+        """Return the type with the axis in front and on an unordered clock."""
+        x = tensor(self.x, "x")
+        axis = plain_axis(x, self.over, "stream")
+        if not x.batched:
+            raise Fault(
+                "operand-shape", f"`stream` needs one stream per example, {x} has no batch", "x"
+            )
+        tokens = replace(axis, clock=Clock(axis.name, ordered=False))
+        return x.with_axes((tokens, *(a for a in x.axes if a is not axis)))
+
+    def torch(self, code: Code) -> str:
+        """Return the operand with the axis in front."""
+        return arrange(code["x"], names(tensor(self.x, "x")), names(self.type()))
 
 
 @op("prepend")

@@ -93,6 +93,9 @@ class StatementPrinter(ExpressionPrinter):
                 return guarded(self.text(node.value, room))
             case tree.Assign() | tree.Aux() | tree.Objective() | tree.WeightRule():
                 head = self.head(node)
+                if isinstance(node, tree.WeightRule) and isinstance(node.value, tree.Attribute):
+                    pad = " " * (indent + 2)  # a path is not broken inside
+                    return f"{head.rstrip()}\n{pad}{self.flat(node.value, self.level(node))}"
                 return head + self.text(node.value, room.after(head), self.level(node))
             case tree.Require():
                 text = "require "

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy
 import numpy.typing
@@ -19,6 +20,7 @@ from tokdsl.training.settings import TrainingError
 
 Tokens = numpy.typing.NDArray[numpy.unsignedinteger]
 Starts = numpy.typing.NDArray[numpy.int64]
+Flags = numpy.typing.NDArray[numpy.bool_]
 
 #: Bytes that are encoded at a time, so that a text of any size fits.
 PIECE = 1 << 20
@@ -32,6 +34,8 @@ class Corpus:
         training: the tokens to train on.
         held_out: the tokens of the end of the text.
         digest: changes with the text, the tokenizer and the split.
+        training_beside: what stands beside the training tokens, a column per input (N, k).
+        held_out_beside: the same of the held-out tokens.
 
     Units:
         training_bytes: bytes of the text before the split.
@@ -43,6 +47,8 @@ class Corpus:
     training_bytes: int
     held_out_bytes: int
     digest: str
+    training_beside: Flags
+    held_out_beside: Flags
 
 
 def prepare(data: Path, package: Package, folder: Path, held_out: float) -> Corpus:
@@ -70,12 +76,18 @@ def prepare(data: Path, package: Package, folder: Path, held_out: float) -> Corp
         write_atomic(index, json.dumps(content, indent=2) + "\n")
     content = json.loads(index.read_text("utf-8"))
     kind = token_type(package.tokenizer.vocab_size)
+    files = [folder / "training.bin", folder / "held_out.bin"]
+    training, held = (_read(file, kind) for file in files)
+    flags: list[Flags] = [_read(_beside(file), numpy.dtype(bool)) for file in files]
+    width = len(package.beside())
     return Corpus(
-        _read_tokens(folder / "training.bin", kind),
-        _read_tokens(folder / "held_out.bin", kind),
+        training,
+        held,
         content["training_bytes"],
         content["held_out_bytes"],
         digest,
+        flags[0].reshape(len(training), width),
+        flags[1].reshape(len(held), width),
     )
 
 
@@ -151,6 +163,15 @@ def windows(tokens: Tokens, starts: Starts, length: int) -> numpy.typing.NDArray
     return numpy.asarray(tokens[places], dtype=numpy.int64)
 
 
+def flag_windows(flags: Flags, starts: Starts, length: int) -> Flags:
+    """Copy windows out of what stands beside the tokens.
+
+    Shape: flags (N, k), starts (B,) -> (k, B, T)
+    """
+    places = starts[:, None] + numpy.arange(length)
+    return numpy.ascontiguousarray(numpy.moveaxis(flags[places], -1, 0))
+
+
 def window_starts(seed: int, step: int, count: int, rows: int) -> Starts:
     """Return where the windows of one step begin, drawn evenly.
 
@@ -177,7 +198,8 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _digest(documents: Sequence[Path], package: Package, held_out: float) -> str:
-    digest = hashlib.sha256(f"{package.tokenizer_digest()} {held_out!r}".encode())
+    given = f"{package.tokenizer_digest()} {held_out!r} {' '.join(package.beside())}"
+    digest = hashlib.sha256(given.strip().encode())
     for document in documents:
         with document.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -185,7 +207,8 @@ def _digest(documents: Sequence[Path], package: Package, held_out: float) -> str
 
 
 def _is_prepared(index: Path, digest: str) -> bool:
-    files = (index, index.with_name("training.bin"), index.with_name("held_out.bin"))
+    files = [index, index.with_name("training.bin"), index.with_name("held_out.bin")]
+    files += map(_beside, files[1:])
     if not all(file.is_file() for file in files):
         return False
     return bool(json.loads(index.read_text("utf-8")).get("digest") == digest)
@@ -201,38 +224,54 @@ def _character_start(path: Path, at: int) -> int:
 
 
 def _write_tokens(parts: Sequence[Part], package: Package, path: Path) -> None:
-    tokenizer = package.tokenizer
+    tokenizer, width = package.tokenizer, len(package.beside())
     kind = token_type(tokenizer.vocab_size)
     encode = _encoder(package)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
+    partial = path.with_name(f".{path.name}.partial")
+    partial_flags = _beside(partial)
+    with partial.open("wb") as file, partial_flags.open("wb") as beside:
         for part in parts:
             for offset, piece in pieces(part):
-                encode(piece, part.path, offset).astype(kind).tofile(file)
+                tokens, flags = encode(piece, part.path, offset)
+                tokens.astype(kind).tofile(file)
+                flags.tofile(beside)
             if part.is_end and tokenizer.eos is not None:
                 numpy.array([tokenizer.eos], dtype=kind).tofile(file)
-    os.replace(beside, path)
+                numpy.ones((1, width), dtype=bool).tofile(beside)
+    os.replace(partial_flags, _beside(path))
+    os.replace(partial, path)
 
 
-def _encoder(package: Package) -> Callable[[bytes, Path, int], Tokens]:
+def _beside(path: Path) -> Path:
+    """Return where the flags lie that stand beside the tokens of a file."""
+    return path.with_suffix(".flags")
+
+
+def _encoder(package: Package) -> Callable[[bytes, Path, int], tuple[Tokens, Flags]]:
+    names, tokenizer = package.beside(), package.tokenizer
     # a bytes tokenizer takes any file as it is, text or not
-    if hasattr(package.tokenizer, "encode_bytes"):
-        return lambda piece, path, offset: numpy.frombuffer(piece, dtype=numpy.uint8)
+    is_bytes = hasattr(tokenizer, "encode_bytes")
 
-    def encode(piece: bytes, path: Path, offset: int) -> Tokens:
+    def encode(piece: bytes, path: Path, offset: int) -> tuple[Tokens, Flags]:
         try:
-            ids = package.tokenizer.encode(piece.decode("utf-8"))
+            if is_bytes and not names:
+                found = numpy.array(tokenizer.encode_bytes(piece), dtype=numpy.uint32)
+                return found, numpy.zeros((len(found), 0), dtype=bool)
+            text = piece.decode("utf-8", "surrogateescape" if is_bytes else "strict")
+            columns = [tokenizer.segments(text, name) for name in names]
+            ids = columns[0][0] if columns else tokenizer.encode(text)
         except UnicodeDecodeError as error:
             place = f"byte {offset + error.start}"
             raise TrainingError(f"{path} is not UTF-8 text at {place}") from error
         except ValueError as error:
             raise TrainingError(f"{path} cannot be encoded: {error}") from error
-        return numpy.array(ids, dtype=numpy.uint32)
+        flags = numpy.array([column[1] for column in columns], dtype=bool)
+        return numpy.array(ids, dtype=numpy.uint32), flags.reshape(len(columns), len(ids)).T
 
     return encode
 
 
-def _read_tokens(path: Path, kind: numpy.dtype[numpy.unsignedinteger]) -> Tokens:
+def _read(path: Path, kind: numpy.dtype[Any]) -> numpy.typing.NDArray[Any]:
     # an empty file cannot be mapped
     if not path.stat().st_size:
         return numpy.zeros(0, dtype=kind)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from tokdsl.training.corpus import Tokens, windows
+from tokdsl.training.corpus import Flags, Tokens, flag_windows, windows
 from tokdsl.training.settings import TrainingError
 
 
@@ -24,6 +24,8 @@ class HeldOut:
     Args:
         tokens: context and held-out tokens.
         context: how many of them are context, which is read but not counted.
+        names: of the inputs that stand beside the tokens.
+        beside: what they hold, (N, k).
 
     Units:
         bytes: bytes of text that the counted tokens stand for.
@@ -32,9 +34,18 @@ class HeldOut:
     tokens: Tokens
     context: int
     bytes: int
+    names: tuple[str, ...] = ()
+    beside: Flags | None = None
 
 
-def held_out(training: Tokens, tokens: Tokens, length: int, size: int) -> HeldOut:
+def held_out(
+    training: Tokens,
+    tokens: Tokens,
+    length: int,
+    size: int,
+    names: tuple[str, ...] = (),
+    beside: tuple[Flags, Flags] | None = None,
+) -> HeldOut:
     """Put as much of the training tokens in front as a window can read.
 
     Args:
@@ -42,9 +53,13 @@ def held_out(training: Tokens, tokens: Tokens, length: int, size: int) -> HeldOu
         tokens: the held-out tokens.
         length: tokens per window.
         size: bytes of the held-out text.
+        names: of the inputs that stand beside the tokens.
+        beside: what stands beside the training tokens and the held-out ones.
     """
-    context = training[max(0, len(training) - (length - 1)) :]
-    return HeldOut(numpy.concatenate([context, tokens]), len(context), size)
+    first = max(0, len(training) - (length - 1))
+    flags = None if beside is None else numpy.concatenate([beside[0][first:], beside[1]])
+    whole = numpy.concatenate([training[first:], tokens])
+    return HeldOut(whole, len(training) - first, size, names, flags)
 
 
 @torch.no_grad()
@@ -78,10 +93,11 @@ def bits_per_byte(
     """
     nats = torch.zeros((), dtype=torch.float64)
     objective.eval()
-    for index, (ids, counted) in enumerate(_batches(text, length, stride, batch)):
+    for index, (ids, beside, counted) in enumerate(_batches(text, length, stride, batch)):
         if index % accelerator.num_processes != accelerator.process_index:
             continue
-        output = objective(ids.to(accelerator.device), is_measured=True)
+        given = {name: flags.to(accelerator.device) for name, flags in beside.items()}
+        output = objective(ids.to(accelerator.device), is_measured=True, **given)
         logits = _prediction(output, ids.shape, vocabulary)
         if logits is None:
             return None
@@ -106,8 +122,8 @@ def sum_over_ranks(accelerator: Accelerator, value: Tensor) -> Tensor:
 
 def _batches(
     text: HeldOut, length: int, stride: int, batch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return windows (B, T) and which of their tokens count (B, T)."""
+) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+    """Return windows (B, T), what stands beside them, and which of their tokens count (B, T)."""
     total = len(text.tokens)
     length = min(length, total)
     # the first token of a window is never predicted
@@ -120,7 +136,11 @@ def _batches(
         place = starts[rows, None] + numpy.arange(length)
         counted = (place >= firsts[rows, None]) & (place < stops[rows, None])
         ids = windows(text.tokens, starts[rows], length)
-        yield torch.from_numpy(ids), torch.from_numpy(counted)
+        beside = {}
+        if text.beside is not None:
+            flags = flag_windows(text.beside, starts[rows], length)
+            beside = dict(zip(text.names, torch.from_numpy(flags), strict=True))
+        yield torch.from_numpy(ids), beside, torch.from_numpy(counted)
 
 
 def _prediction(output: Iterable[Any], shape: torch.Size, vocabulary: int) -> Tensor | None:
@@ -136,16 +156,17 @@ def _prediction(output: Iterable[Any], shape: torch.Size, vocabulary: int) -> Te
     return None
 
 
-def check_vocabulary(model: nn.Module, vocabulary: int) -> None:
+def check_vocabulary(model: nn.Module, vocabulary: int, names: Iterable[str] = ()) -> None:
     """Refuse a tokenizer whose tokens the model has no row for.
 
     Raises:
         TrainingError: reading the highest token fails.
     """
     ids = torch.full((1, 2), vocabulary - 1)
+    beside = dict.fromkeys(names, torch.ones(1, 2, dtype=torch.bool))
     try:
         with torch.no_grad():
-            model(ids)
+            model(ids, **beside)
     except IndexError as error:
         raise TrainingError(
             f"the tokenizer has {vocabulary} tokens, more than the model's embedding"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tokdsl.files import write_atomic
 from tokdsl.training import checkpoint
-from tokdsl.training.corpus import Corpus, prepare, window_starts, windows
+from tokdsl.training.corpus import Corpus, flag_windows, prepare, window_starts, windows
 from tokdsl.training.evaluation import (
     HeldOut,
     bits_per_byte,
@@ -46,15 +46,15 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, is_measured: bool = False) -> Any:
+    def forward(self, ids: Tensor, is_measured: bool = False, **beside: Tensor) -> Any:
         """Return the loss and its terms, or the model's outputs where they are measured.
 
-        Shape: ids (B, T)
+        Shape: ids (B, T), beside (B, T)
         """
         if is_measured:
-            return self.model(ids)
+            return self.model(ids, **beside)
         model: Any = self.model
-        loss = model.loss(ids)
+        loss = model.loss(ids, **beside)
         return loss.total, loss.terms
 
 
@@ -91,6 +91,7 @@ def run(
     with accelerator.main_process_first():
         learn_tokenizer(folder, data, settings.held_out)
         package = load_package(folder)
+        package.check_inputs()
         corpus = prepare(data, package, out / "tokens", settings.held_out)
     if len(corpus.training) < settings.length:
         raise TrainingError(
@@ -99,7 +100,7 @@ def run(
         )
     torch.manual_seed(settings.seed)
     model = new_model(package)
-    check_vocabulary(model, package.tokenizer.vocab_size)
+    check_vocabulary(model, package.tokenizer.vocab_size, package.beside())
     optimizer = adamw(model, settings, is_fused=accelerator.device.type in ("cpu", "cuda"))
     model.to(accelerator.device)
     step = _resume(last, model, optimizer, corpus, settings) if last is not None else 0
@@ -110,7 +111,14 @@ def run(
     state = _Run(
         package, out, settings, accelerator, corpus, model, objective, prepared, rows, shown, step
     )
-    state.text = held_out(corpus.training, corpus.held_out, settings.length, corpus.held_out_bytes)
+    state.text = held_out(
+        corpus.training,
+        corpus.held_out,
+        settings.length,
+        corpus.held_out_bytes,
+        package.beside(),
+        (corpus.training_beside, corpus.held_out_beside),
+    )
     with shown:
         return state.train()
 
@@ -184,10 +192,10 @@ class _Run:
         _seed_step(settings.seed, self.step, self.accelerator.process_index)
         parts = self._parts()
         sums: dict[str, Tensor] = {}
-        for index, ids in enumerate(parts):
+        for index, (ids, beside) in enumerate(parts):
             is_last = index == len(parts) - 1
             with nullcontext() if is_last else self.accelerator.no_sync(self.objective):
-                loss, terms = self.objective(ids)
+                loss, terms = self.objective(ids, **beside)
                 self.accelerator.backward(loss / len(parts))
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / len(parts)
@@ -204,15 +212,24 @@ class _Run:
         head = {"step": self.step, "tokens": self.step * count, "lr": rate, "gradient_norm": norm}
         return {**head, **found}
 
-    def _parts(self) -> list[Tensor]:
+    def _parts(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """Return this rank's share of the windows of the step, in accumulated parts."""
         settings, tokens = self.settings, self.corpus.training
         count = len(tokens) - settings.length + 1
         starts = window_starts(settings.seed, self.step, count, settings.batch)
         share = settings.batch // self.accelerator.num_processes
         first = share * self.accelerator.process_index
-        ids = windows(tokens, starts[first : first + share], settings.length)
-        return list(torch.split(torch.from_numpy(ids).to(self.accelerator.device), self.rows))
+        starts = starts[first : first + share]
+        ids = windows(tokens, starts, settings.length)
+        parts = torch.split(torch.from_numpy(ids).to(self.accelerator.device), self.rows)
+        flags = flag_windows(self.corpus.training_beside, starts, settings.length)
+        beside = torch.from_numpy(flags).to(self.accelerator.device)
+        columns = torch.split(beside, self.rows, dim=1)
+        names = self.text.names
+        return [
+            (part, dict(zip(names, column, strict=True)))
+            for part, column in zip(parts, columns, strict=True)
+        ]
 
     def _mean(self, value: Tensor) -> float:
         if self.accelerator.num_processes > 1:
@@ -236,7 +253,9 @@ class _Run:
         ids = text.tokens[text.context :]
         if len(ids) > limit:
             size = self.package.tokenizer.byte_length(map(int, ids[:limit]))
-            text = HeldOut(text.tokens[: text.context + limit], text.context, size)
+            last = text.context + limit
+            flags = None if text.beside is None else text.beside[:last]
+            text = HeldOut(text.tokens[:last], text.context, size, text.names, flags)
         bits = self._bits(text, stride=self.settings.length - 1)
         if bits is not None:
             self.shown.say(f"step {self.step}: {bits:.4f} bits per held-out byte")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +40,15 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of tokens."""
 
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return the tokens of any bytes; only a tokenizer of bytes has it."""
+
+    def segments(self, text: str, name: str) -> tuple[list[int], list[bool]]:
+        """Return tokens and which of them begin a segment; only where segments are found."""
+
+    def splitter(self, name: str) -> Any:
+        """Return what finds segments one token at a time; only where segments are found."""
+
     def byte_length(self, ids: Iterable[int]) -> int:
         """Return how many bytes of text the tokens stand for."""
 
@@ -71,10 +81,37 @@ class Package:
         except ModuleNotFoundError as error:
             raise TrainingError(f"{self.folder} has no {name}.py: {error.msg}") from error
 
+    def beside(self) -> tuple[str, ...]:
+        """Return the inputs that the model takes beside the tokens and the tokenizer gives."""
+        given = getattr(self.tokenizer, "beside", ())
+        return tuple(name for name in self._wanted() if name in given)
+
+    def check_inputs(self) -> None:
+        """Refuse a model that takes more than a text can give.
+
+        Raises:
+            TrainingError: the model takes an input that the tokenizer does not give.
+        """
+        given = self.beside()
+        others = [name for name in self._wanted() if name not in given][1:]
+        if others:
+            known = ", ".join(getattr(self.tokenizer, "beside", ())) or "nothing"
+            raise TrainingError(
+                f"the model takes {' and '.join(others)} beside the tokens, "
+                f"and the tokenizer gives {known}"
+            )
+
+    def _wanted(self) -> list[str]:
+        parameters = inspect.signature(self.module.Model.forward).parameters.values()
+        return [p.name for p in list(parameters)[1:] if p.default is p.empty]
+
     def tokenizer_digest(self) -> str:
         """Return a digest that changes with the tokenizer."""
         file = self.folder / "tokenizer.json"
         content = file.read_bytes() if file.is_file() else b""
+        if getattr(self.tokenizer, "beside", ()):
+            # where segments begin is said in its code
+            content += (self.folder / "tokenizer.py").read_bytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,18 @@ def continue_text(
     model = new_model(package)
     load_parameters(model, find_parameters(checkpoint))
     model.to(_device()).eval()
+    unread = [name for name in missing_inputs(model) if name not in package.beside()]
+    if unread:
+        names = ", ".join(f"`{name}`" for name in unread)
+        raise TrainingError(
+            f"the model reads {names} beside the text, which only a program can give: "
+            "`generation.generate(model, ids, once={...})` of the package"
+        )
     tokenizer = package.tokenizer
     ids = torch.tensor([prompt_tokens(tokenizer, prompt)], device=_device())
     chosen = {**options, "stop_tokens": stop_tokens(tokenizer, options["stop"])}
     del chosen["stop"]
+    chosen |= _beside(package)
     decoder = tokenizer.stream_decoder()
     pieces = []
     try:
@@ -51,6 +60,30 @@ def continue_text(
     pieces.append(decoder.flush())
     show(pieces[-1])
     return "".join(pieces)
+
+
+def missing_inputs(model: Any) -> list[str]:
+    """Return what a model's ``prefill`` takes besides tokens and state, and must be given."""
+    if not hasattr(model, "prefill"):
+        return []
+    given = list(inspect.signature(model.prefill).parameters.values())[2:]
+    return [p.name for p in given if p.default is inspect.Parameter.empty]
+
+
+def _beside(package: Package) -> dict[str, Any]:
+    """Return what gives the inputs beside the tokens, for a model that takes some.
+
+    Raises:
+        TrainingError: they are known only when the whole text is.
+    """
+    names = package.beside()
+    if not names:
+        return {}
+    try:
+        splitters = {name: [package.tokenizer.splitter(name)] for name in names}
+    except (AttributeError, ValueError) as error:
+        raise TrainingError(f"{names[0]} cannot be told one token at a time: {error}") from error
+    return {"beside": package.submodule("generation").Beside(splitters)}
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:

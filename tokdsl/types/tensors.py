@@ -14,14 +14,29 @@ class Clock:
     Args:
         name: unique in a program (the stage or input that makes the clock).
         parent: the finer clock that this one was reduced from, or None for an input.
-        stride: parent tokens per token if that is fixed, else None.
+        stride: parent tokens per token if that is fixed, else None; a fraction on a clock that is
+            finer than the one it was made from.
         ordered: whether a position is a time (false for the patches of an image).
+        cut: for ragged chunks of the parent's tokens, which token the boundary is stated at:
+            ``"opens"`` (the first of a chunk) or ``"closes"`` (the last one); else "".
+        ratio: expected parent tokens per token of a ragged clock; 0 if it is not stated.
+        longest: parent tokens in a chunk at most; 0 if there is no limit.
     """
 
     name: str
     parent: Clock | None = None
     stride: Dim | None = None
     ordered: bool = True
+    cut: str = ""
+    ratio: float = 0.0
+    longest: int = 0
+
+    @property
+    def expected(self) -> float:
+        """The parent's tokens per token: fixed, as stated for a ragged clock, or 1."""
+        if self.stride is not None:
+            return 1.0 if self.stride.symbols() else self.stride.evaluate({}) or 1.0
+        return self.ratio or 1.0
 
     @property
     def length(self) -> Dim:
@@ -150,6 +165,8 @@ class RouteType:
         tokens: axes of the tokens that were routed.
         experts: the axis that is chosen from.
         top: the axis of choices per token.
+        expected: choices that a token is expected to have where some picks are -1, which go
+            nowhere; 0 if every pick is a choice.
     """
 
     tokens: tuple[Axis, ...]
@@ -157,6 +174,7 @@ class RouteType:
     top: Axis
     batched: bool = True
     dtype: str = "route"
+    expected: float = 0.0
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -178,8 +196,51 @@ class RouteType:
         """The number of weights per example."""
         return TensorType(self.axes).size
 
+    @property
+    def choices(self) -> Dim | float:
+        """How many experts a token goes to, as far as it is known."""
+        return self.expected or self.top.size
+
     def __str__(self) -> str:
         return f"route[{self.experts}, {self.top}]"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksType:
+    """How the tokens of a stream are cut into chunks: the map between two clocks.
+
+    Args:
+        fine: the token axis that is cut.
+        coarse: the axis of chunks, on a ragged clock.
+    """
+
+    fine: Axis
+    coarse: Axis
+    batched: bool = True
+    dtype: str = "chunks"
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Both token axes."""
+        return (self.fine, self.coarse)
+
+    @property
+    def is_float(self) -> bool:
+        """A map carries no gradient."""
+        return False
+
+    @property
+    def token_axis(self) -> Axis | None:
+        """The axis that is cut."""
+        return self.fine
+
+    @property
+    def size(self) -> Dim:
+        """One number per token."""
+        return self.fine.size
+
+    def __str__(self) -> str:
+        return f"chunks[{self.fine}, {self.coarse}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,4 +270,16 @@ class UnknownType:
         return "unknown"
 
 
-ValueType = TensorType | RouteType | UnknownType
+ValueType = TensorType | RouteType | ChunksType | UnknownType
+
+
+def annotation(kind: ValueType, otherwise: str = "Tensor") -> str:
+    """Return the Python type of a value in emitted code."""
+    return {"route": "Route", "chunks": "Chunks"}.get(kind.dtype, otherwise)
+
+
+def ragged(kind: ValueType) -> Clock | None:
+    """Return the clock of ragged chunks on which a value lives, if it does."""
+    if isinstance(kind, ChunksType):
+        return None
+    return next((a.clock for a in kind.axes if a.clock is not None and a.clock.cut), None)

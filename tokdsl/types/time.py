@@ -57,6 +57,29 @@ EVERYTHING = Interval(-INFINITY, INFINITY)
 
 
 @dataclass(frozen=True, slots=True)
+class Crossing:
+    """How a flow goes between a stream and its chunks.
+
+    Args:
+        clock: name of the clock of the chunks.
+        kind: ``"reduce"`` (tokens become a chunk), ``"expand"`` (a chunk is read by tokens) or
+            ``"inside"`` (tokens read the tokens of their own chunk).
+        whole: for ``reduce``, whether the last token of the chunk counts, or the first alone.
+        late: for ``reduce`` and ``inside``, how many tokens after its last one a chunk's extent
+            is known.
+        closed: for ``expand``, whether the newest chunk that is closed is read, or the own one.
+        lag: for ``expand``, how many chunks before that.
+    """
+
+    clock: str
+    kind: str
+    whole: bool = True
+    late: int = 0
+    closed: bool = False
+    lag: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """How positions along an operand's token axis reach positions along a result's token axis.
 
@@ -69,6 +92,7 @@ class Flow:
             given as a negative number (expand by ``-factor``).
         reads: for a reduction, what part of a segment a token is made of: ``"whole"``,
             ``"first"`` or ``"last"``; where the axis is gone, the segment is the sequence.
+        crossing: between a stream and its ragged chunks, how; the interval comes before it.
     """
 
     source: str
@@ -76,3 +100,10 @@ class Flow:
     interval: Interval = POINTWISE
     factor: int = 1
     reads: str = "whole"
+    crossing: Crossing | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a result reads the token at its own position alone."""
+        kept = self.target is not None and self.interval == POINTWISE
+        return kept and self.factor == 1 and self.crossing is None

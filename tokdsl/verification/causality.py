@@ -1,4 +1,4 @@
-"""Contract 1 to 4: prefix, padding, isolation of documents, independence of batch neighbours."""
+"""Contract 1, 2 and 4: prefix, padding, independence of batch neighbours."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _perturbed(subject: Subject, stage: StageUse) -> CheckResult:
         for row, t in enumerate(at, start=1):
             late = tensor[row].narrow(subject.axis(given) - 1, t + 1, length - t - 1)
             fresh = other[given.name][row].narrow(subject.axis(given) - 1, t + 1, length - t - 1)
-            late.copy_(_differing(given, late, fresh))
+            late.copy_(different(given, late, fresh))
         inputs[given.name] = tensor
     with torch.no_grad():
         result = subject.run(inputs)[stage.name]
@@ -71,7 +71,7 @@ def _repeated(inputs: Inputs, count: int) -> Inputs:
     return {name: t.expand(count, *t.shape[1:]).contiguous() for name, t in inputs.items()}
 
 
-def _differing(given: Input, old: Tensor, fresh: Tensor) -> Tensor:
+def different(given: Input, old: Tensor, fresh: Tensor) -> Tensor:
     """Return values that differ from the old ones everywhere, by much where they are floats."""
     if given.classes is not None and (given.classes.number or 0) > 1:
         return torch.where(fresh == old, (old + 1) % (given.classes.number or 2), fresh)
@@ -86,9 +86,13 @@ def _extreme(subject: Subject, stage: StageUse) -> CheckResult:
     at = probes(subject)
     marks: list[tuple[Tensor, int]] = []
     batch = _repeated(inputs, len(at) + 1)
-    for given in subject.main_inputs():
+    # flags and numbers beside the tokens stay as they are
+    held = [i for i in subject.main_inputs() if i.classes is not None or i.value.type.is_float]
+    for given in held:
         if not _mark(subject, given, batch, at, marks, value):
             return skipped("prefix", name, f"`{given.name}` cannot hold such a number")
+    if not held:
+        return skipped("prefix", name, "no input can hold such a number")
     saved = [(weight, row, weight.data[row].clone()) for weight, row in marks]
     try:
         for weight, row in marks:
@@ -193,7 +197,7 @@ def _with_padding_replaced(subject: Subject, inputs: Inputs, valid: Tensor) -> I
         shape = [valid.shape[0]] + [1] * (old.ndim - 1)
         shape[axis] = valid.shape[1]
         other[given.name] = torch.where(
-            valid.view(shape), old, _differing(given, old, fresh[given.name])
+            valid.view(shape), old, different(given, old, fresh[given.name])
         )
     return other
 
@@ -230,11 +234,6 @@ def _loss(subject: Subject, inputs: Inputs, mask: dict[str, Tensor]) -> tuple[fl
     return float(total.detach()), [
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
     ]
-
-
-def check_isolation(subject: Subject) -> list[CheckResult]:
-    """Documents in one row; the package must take their boundaries for this to apply."""
-    return [skipped("isolation", "documents", "the package takes one document per row")]
 
 
 def check_batch(subject: Subject) -> list[CheckResult]:

@@ -11,7 +11,16 @@ import torch
 
 from tokdsl.checks.facts import Facts
 from tokdsl.graph.program import Program
-from tokdsl.verification import causality, forms, learning, measured, streaming
+from tokdsl.verification import (
+    causality,
+    chunks,
+    forms,
+    isolation,
+    learning,
+    measured,
+    replay,
+    streaming,
+)
 from tokdsl.verification.result import CheckResult, failed
 from tokdsl.verification.subject import Subject
 
@@ -24,11 +33,13 @@ RETRIES = 2
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("prefix", causality.check_prefix),
     ("padding", causality.check_padding),
-    ("isolation", causality.check_isolation),
+    ("isolation", isolation.check_isolation),
     ("batch", causality.check_batch),
     ("step", streaming.check_steps),
     ("state", streaming.check_state),
+    ("chunks", chunks.check_chunks),
     ("gradients", learning.check_gradients),
+    ("replay", replay.check_replay),
     ("facts", measured.check_facts),
     ("round trip", forms.check_round_trip),
     ("determinism", forms.check_initialisation),

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokdsl.checks.cost import Accountant, lengths
+from tokdsl.checks.cost import Accountant, clocks, lengths
+from tokdsl.verification.chunks import watched
 from tokdsl.verification.result import CheckResult, counted, failed, passed, skipped
 from tokdsl.verification.streaming import advance, not_streamed
 from tokdsl.verification.subject import Subject
@@ -74,12 +75,17 @@ def _flops(subject: Subject) -> CheckResult:
     from torch.utils.flop_counter import FlopCounterMode
 
     length = 32
-    said = _analysed(subject, length)
+    # with gradients, because grouped products of inference are one call that is not counted
+    with (
+        watched(subject) as runs,
+        FlopCounterMode(display=False) as counter,
+        torch.enable_grad(),
+    ):
+        subject.run(subject.inputs(1, length, length))
+    chunks = {clock.name: float(run.chunks[-1]) for clock, run in runs.items() if run.chunks}
+    said = _analysed(subject, length, chunks)
     if not said:
         return skipped("facts", "FLOPs", "the analysis gives no number")
-    # with gradients, because grouped products of inference are one call that is not counted
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        subject.run(subject.inputs(1, length, length))
     products = counter.get_total_flops()
     ratio = products / said
     text = (
@@ -90,9 +96,11 @@ def _flops(subject: Subject) -> CheckResult:
     return verdict("facts", "FLOPs", text, ratio)
 
 
-def _analysed(subject: Subject, length: int) -> float:
+def _analysed(subject: Subject, length: int, chunks: dict[str, float]) -> float:
     accountant = Accountant()
-    known, _ = lengths(subject.program, length)
+    known, _ = lengths(subject.program, length, subject.clock)
+    for name, count in chunks.items():
+        known[f"T_{name}"] = known[f"S_{name}"] = count
     total = 0.0
     for stage in subject.program.stages:
         flops = accountant.module(stage.module).total.flops
@@ -107,6 +115,10 @@ def _cache(subject: Subject) -> list[CheckResult]:
     if why:
         return [skipped("facts", "cache", why)]
     numbers = subject.facts.numbers
+    if any(clock.cut for clock in clocks(subject.program)):
+        said = counted(numbers.get("cache_per_token", 0.0))
+        text = f"chunks come as they come; {said} bytes per token by analysis, at the stated ratios"
+        return [skipped("facts", "cache per token", text)]
     half = subject.package.Model().eval().to(torch.bfloat16)
     kept, subject.model = subject.model, half
     try:

@@ -42,10 +42,7 @@ def not_streamed(subject: Subject) -> str:
     """Return why a model is not decoded step by step, or ""."""
     if not subject.takes_state:
         return "not streaming" if subject.facts.streaming else "the analysis derives no decoder"
-    others = subject.other_clocks()
-    if others:
-        return f"`{others[0]}` has a clock of its own"
-    return ""
+    return "" if final(subject) else "the results are not on the clock of the input"
 
 
 def _even(length: int, size: int) -> list[int]:
@@ -82,14 +79,19 @@ def advance(
     """Read the tokens from ``start`` to ``stop``: a prefill at the start, then steps."""
     piece = subject.taken(subject.piece(inputs, start, stop))
     model = subject.model
-    last = subject.program.stages[-1].name
-    if len(piece) > 1 or len(final(subject)) > 1:
+    if len(final(subject)) > 1:
         with torch.no_grad():
             return subject.run(piece, state=state, **more)
-    (tokens,) = piece.values()
+    last = final(subject)[0].name
+    # the tokens come first; what stands beside them goes by name
+    first = next(
+        (i.name for i in subject.main_inputs() if i.classes is not None), next(iter(piece))
+    )
+    tokens = piece.pop(first)
     if start == 0:
-        return {last: model.prefill(tokens, state, **more)}
-    return {last: model.step(tokens, state, **more)}
+        return {last: model.prefill(tokens, state, **piece, **more)}
+    ticking = {name: tensor for name, tensor in piece.items() if name not in subject.read_once()}
+    return {last: model.step(tokens, state, **ticking, **more)}
 
 
 # --------------------------------------------------------------------------- verbs

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tokdsl.checks.cost import main_clock
 from tokdsl.checks.facts import Facts
+from tokdsl.checks.streaming import Decoding
 from tokdsl.graph.program import Input, OpNode, Program, StageUse
 from tokdsl.types.tensors import Axis, Clock, TensorType
 
@@ -66,20 +67,16 @@ class Subject:
     @property
     def clock(self) -> Clock | None:
         """The clock of the tokens that the model is about."""
-        return main_clock(self.program)
+        return main_clock(self.program, self.facts)
 
     def main_inputs(self) -> list[Input]:
         """Return the inputs on the main clock."""
         return [i for i in self.program.inputs if _token_axis(i, self.clock) is not None]
 
-    def other_clocks(self) -> list[str]:
-        """Return the names of inputs that have another clock."""
-        main = {id(i) for i in self.main_inputs()}
-        return [
-            i.name
-            for i in self.program.inputs
-            if id(i) not in main and any(a.clock is not None for a in i.value.type.axes)
-        ]
+    def read_once(self) -> tuple[str, ...]:
+        """Return the names of inputs that a decoder reads with the prompt alone."""
+        decoding = self.facts.tables.get("decoding")
+        return decoding.inputs if isinstance(decoding, Decoding) else ()
 
     def stages(self, causal: bool = True) -> list[StageUse]:
         """Return the stages on the main clock that are causal, or those that are not."""
@@ -193,11 +190,13 @@ def _token_axis(given: Input, clock: Clock | None) -> Axis | None:
 
 
 def _reach(axis: Axis) -> set[int]:
+    """Return how far back attention looks, and how many tokens of the input make one of these."""
     found = {axis.window} if axis.window else set()
-    clock = axis.clock
+    clock, tokens = axis.clock, 1.0
     while clock is not None and clock.parent is not None:
-        if clock.stride is not None and clock.stride.number is not None:
-            found.add(clock.stride.number)
+        if clock.stride is not None:
+            tokens *= clock.expected
+            found.add(round(tokens))
         clock = clock.parent
     return found
 

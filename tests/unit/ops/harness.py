@@ -25,7 +25,14 @@ BATCH = 2
 LENGTH = 7
 CLOCK = Clock("text")
 OTHER = Clock("image", ordered=False)
-LENGTHS = {"T_text": LENGTH, "T_image": 5, "T_patches": 6}
+LENGTHS = {
+    "T_text": LENGTH,
+    "T_text_by_2": (LENGTH + 1) // 2,
+    "T_text_times_2": 2 * LENGTH,
+    "T_image": 5,
+    "T_patches": 6,
+    "batch": BATCH,
+}
 
 DTYPES = {
     "bool": torch.bool,

@@ -44,6 +44,18 @@ def test_equations_are_aligned() -> None:
     )
 
 
+def test_long_weight_rules_begin_a_line_with_the_path() -> None:
+    name, path = f'"{"published." * 7}weight"', f"text.layers[i].{'inner.' * 5}weight"
+    assert formatted(f"model m {{ weights w {{ {name} = {path} }} }}") == lines(
+        "model m {",
+        "  weights w {",
+        f"    {name} =",
+        f"      {path}",
+        "  }",
+        "}",
+    )
+
+
 def test_round_brackets_only_where_needed() -> None:
     text = "fn f(x) {\n (a + (b * c)) - (d - e)\n ((a) ** (b)) ** c\n (-a) ** b\n not (a and b)\n}"
     assert formatted(text) == lines(

@@ -337,6 +337,8 @@ def _rate(node: CallNode) -> str:
     clock = axis.clock if axis is not None else None
     if clock is None or clock.parent is None:
         return ""
+    if clock.stride is not None and clock.expected < 1:
+        return f"{round(1 / clock.expected)} per one of {clock.parent.name}"
     if clock.stride is not None:
         return f"one per {clock.stride} of {clock.parent.name}"
     return f"learned, coarser than {clock.parent.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.ops.cases import elementwise, mix, reduce, select, shape
+from tests.unit.ops.cases import codec, elementwise, mix, recurrence, reduce, select, shape
 
 CASES = [
     *elementwise.elementwise_cases(),
@@ -12,6 +12,8 @@ CASES = [
     *select.selection_cases(),
     *shape.shape_cases(),
     *mix.mixing_cases(),
+    *recurrence.recurrence_cases(),
+    *codec.codec_cases(),
 ]
 MODULES = (
     "activations",
@@ -22,11 +24,15 @@ MODULES = (
     "elementwise",
     "fourier",
     "loss",
+    "lstm",
     "random",
+    "recurrence",
     "reduce",
     "row",
     "scan",
     "select",
     "shape",
+    "strided",
     "tokens",
+    "update",
 )

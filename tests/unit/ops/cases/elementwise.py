@@ -160,6 +160,7 @@ def cast_cases() -> list[Case]:
     return [
         *cases,
         use("f32", x=TD.with_dtype("f32"), reference=lambda t: t["x"]),
+        use("precise", x=TD, reference=lambda t: t["x"]),
         use("int", x=TD, reference=lambda t: t["x"].long()),
         use("bool", x=INTEGERS, reference=lambda t: t["x"] != 0),
         use("to", x=TD, dtype="f64", reference=lambda t: t["x"].double()),

@@ -113,6 +113,17 @@ def mixing_cases() -> list[Case]:
         use("linear_recurrence", a=VECTOR, b=TD, valid=VALID, reference=_recurrence),
         use("linear_recurrence", a=kind(T), b=TD, valid=VALID, reference=_recurrence_rows),
         use("linear_recurrence", a=kind(e, T), b=kind(e, T), over=AxisRef("T"), valid=VALID),
+        use("linear_recurrence", a=VECTOR, b=kind(e, d), over=AxisRef("e"), reference=_in_slots),
+        use("linear_recurrence", a=VECTOR, b=kind(e, d, batched=False), over=AxisRef("e")),
+        use(
+            "dot",
+            x=TD,
+            y=kind(T, e),
+            over=["T"],
+            valid=VALID,
+            reference=lambda t: torch.einsum("btd,bte->bde", t["x"], t["y"]),
+        ),
+        use("examples", x=ROW, axis=AxisRef("other"), reference=lambda t: t["x"]),
         use("ema", x=TD, decay=0.75, valid=VALID, reference=_average),
         use("fft_real", x=TD, over=["T", "d"], valid=VALID, reference=_fourier),
         use("fft_real", x=TD, over=["d"], reference=lambda t: torch.fft.fft(t["x"], dim=2).real),
@@ -172,6 +183,14 @@ def _recurrence(t: Tensors) -> Tensor:
     h, found = torch.zeros_like(b[:, 0]), []
     for i in range(LENGTH):
         h = a[:, i] * h + b[:, i]
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def _in_slots(t: Tensors) -> Tensor:
+    h, found = torch.zeros_like(t["b"][:, 0]), []
+    for b in t["b"].unbind(1):
+        h = t["a"] * h + b
         found.append(h)
     return torch.stack(found, 1)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.unit.ops.cases.base import (
     IDS,
+    MASK,
     use,
 )
 from tests.unit.ops.harness import (
@@ -26,6 +27,10 @@ from tests.unit.ops.harness import (
 )
 from tokdsl.ops.base import AxisRef
 from tokdsl.types.dims import Dim
+from tokdsl.types.tensors import Axis, Clock
+
+#: a fixed number of tokens without order
+SET = kind(Axis("p", Dim.of(5), Clock("p", ordered=False)), d)
 
 
 def shape_cases() -> list[Case]:
@@ -52,6 +57,8 @@ def shape_cases() -> list[Case]:
         use("order", x=TDE, axes=["d"], reference=lambda t: t["x"].movedim(2, 3)),
         use("order", x=TDE, axes=["T", "d"], reference=lambda t: t["x"].permute(0, 3, 1, 2)),
         use("order", x=TD, axes=["T"], reference=lambda t: t["x"].transpose(1, 2)),
+        use("stream", x=kind(d, e), over=AxisRef("d"), reference=lambda t: t["x"]),
+        use("stream", x=kind(d, e), over=AxisRef("e"), reference=lambda t: t["x"].transpose(1, 2)),
         use(
             "concat",
             x=(TD, TD),
@@ -97,6 +104,7 @@ def shape_cases() -> list[Case]:
             reference=lambda t: t["x"][..., :2],
         ),
         use("slice", x=TD, over=AxisRef("d"), start=Dim.of(1), reference=lambda t: t["x"][..., 1:]),
+        use("slice", x=SET, over=AxisRef("p"), start=Dim.of(1), reference=lambda t: t["x"][:, 1:]),
         use("at", x=TD, over=AxisRef("d"), index=1, reference=lambda t: t["x"][:, :, 1]),
         use("at", x=TD, over=AxisRef("T"), index=0, valid=VALID, reference=lambda t: t["x"][:, 0]),
         use(
@@ -155,7 +163,22 @@ def shape_cases() -> list[Case]:
             valid=VALID,
             reference=lambda t: F.pad(t["x"], (1, -1), value=-1),
         ),
+        use("shift", x=MASK, valid=VALID, reference=lambda t: F.pad(t["x"], (1, -1))),
         use("shift", x=TD, over=AxisRef("d"), reference=lambda t: F.pad(t["x"], (1, -1))),
+        use(
+            "recent",
+            x=TD,
+            place=new("place", 3),
+            valid=VALID,
+            reference=lambda t: torch.stack([F.pad(t["x"], (0, 0, n, -n)) for n in (2, 1, 0)], 2),
+        ),
+        use(
+            "recent",
+            x=IDS,
+            place=new("place", 9),
+            valid=VALID,
+            reference=lambda t: F.pad(t["x"], (8, 0)).unfold(1, 9, 1),
+        ),
         use(
             "targets",
             ids=IDS,
