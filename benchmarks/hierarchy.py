@@ -50,6 +50,8 @@ SKIPPED = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__
 SPACES = (9, 10, 32)
 #: windows that are counted one by one
 COUNTED = 32
+#: chunks per row by which a step may differ from one whose work was counted
+NEAR = 5
 
 
 # --------------------------------------------------------------------------- the text
@@ -98,18 +100,16 @@ class Seen:
 
     Attributes:
         width: chunks per row, padding included; 0 for a model without chunks.
-        padded: whether rows had different numbers of chunks.
         opens: which tokens were first in a chunk; (B, T).
     """
 
     width: int = 0
-    padded: bool = False
     opens: Tensor | None = None
 
     def watch(self, _module: nn.Module, given: tuple[Any, ...]) -> None:
         """Take the operands of the stage; a hook."""
         chunks = next(value for value in given if hasattr(value, "handed"))
-        self.width, self.padded = chunks.handed, chunks.clock.valid is not None
+        self.width = chunks.handed
         self.opens = chunks.place == 0
 
 
@@ -122,6 +122,8 @@ class Runner:
         seconds: of all steps so far, counting left out.
         curve: what was measured on the held-out text.
         ratios: tokens per chunk in the batch of each step.
+        widths: chunks per row of each step, padding included.
+        work: FLOPs of a step by chunks per row, counted where no near number was counted before.
     """
 
     name: str
@@ -129,11 +131,11 @@ class Runner:
     model: Any
     optimizer: torch.optim.Optimizer
     seen: Seen
-    flops: int = 0
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
-    _counted: dict[tuple[int, bool], int] = field(default_factory=dict)
+    widths: list[int] = field(default_factory=list)
+    work: dict[int, int] = field(default_factory=dict)
 
     def step(self, number: int, ids: Tensor) -> None:
         """Take one step on a batch; ids (B, T)."""
@@ -142,10 +144,9 @@ class Runner:
         began = time.perf_counter()
         loss = self.model.loss(ids).total
         self.seconds += time.perf_counter() - began
-        key = self.seen.width, self.seen.padded
-        if key not in self._counted:  # work depends on a batch by the number of its chunks alone
-            self._counted[key] = self._products(ids)
-        self.flops += self._counted[key]
+        self.widths.append(self.seen.width)
+        if all(abs(width - self.seen.width) > NEAR for width in self.work):
+            self.work[self.seen.width] = self._products(ids)
         if self.seen.opens is not None:
             self.ratios.append(ids.numel() / float(self.seen.opens.sum()))
         began = time.perf_counter()
@@ -154,6 +155,13 @@ class Runner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.seconds += time.perf_counter() - began
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all steps so far: between two counted widths they lie on a line."""
+        widths = sorted(self.work)
+        counts = [self.work[width] for width in widths]
+        return int(numpy.interp(self.widths, widths, counts).sum()) if self.widths else 0
 
     def _products(self, ids: Tensor) -> int:
         """Count a step's work."""
@@ -188,10 +196,11 @@ class Runner:
         # the first token of a row opens a chunk in any case
         chunk, word = opens[:, 1:], word_starts(ids)[:, 1:]
         both = float((chunk & word).sum())
+        chunks, words = max(1.0, float(chunk.sum())), max(1.0, float(word.sum()))
         return {
-            "bytes_per_chunk": chunk.numel() / float(chunk.sum()),
-            "chunk_starts_at_word_starts": both / float(chunk.sum()),
-            "word_starts_that_open": both / float(word.sum()),
+            "bytes_per_chunk": chunk.numel() / chunks,
+            "chunk_starts_at_word_starts": both / chunks,
+            "word_starts_that_open": both / words,
             "bytes_at_word_starts": float(word.float().mean()),
         }
 
@@ -399,9 +408,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
     options = parser.parse_args(arguments)
     given = {name: getattr(options, name) for name in ("steps", "batch", "length", "lr", "seed")}
-    every = max(1, options.steps // 20)
+    every = max(1, options.steps // 10)
     settings = replace(
-        TrainSettings(**given), eval_every=every, eval_tokens=20_000, threads=options.threads
+        TrainSettings(**given, threads=options.threads),
+        eval_every=every,
+        eval_tokens=16_000,
+        held_out=0.03,
     )
     with threads(options.threads):
         content = race(options.models, corpus(), settings.checked(), options.out)

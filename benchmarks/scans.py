@@ -17,19 +17,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.peers import Work, cpu_name, interleave, threads
+from benchmarks.peers import Work, cpu_name, environment, interleave, threads
 
 #: bytes of a number
 WIDTH = 4
@@ -128,9 +130,55 @@ def attention_cases() -> list[Case]:
     return found
 
 
+def chunk_cases() -> list[Case]:
+    """Return what goes between the tokens of a stream and their chunks: memory decides."""
+    scope = runtime("cut_chunks", "pool_chunks", "upsample_chunks", "chunk_members")
+    found = []
+    for batch, length, width in ((4, 2048, 512), (16, 512, 512), (4, 2048, 64)):
+        flags = torch.rand(batch, length) < 1 / 6
+        chunks = scope["cut_chunks"](flags, longest=16)
+        tokens, slots = batch * length, batch * chunks.handed
+        size = f"{batch} x {length} x {width}"
+        n, m = tokens * width, slots * width
+
+        def pool(x: Tensor, how: str, chunks: Any = chunks) -> Tensor:
+            result: Tensor = scope["pool_chunks"](x, chunks, dim=-2, how=how)
+            return result
+
+        def hold(y: Tensor, chunks: Any = chunks) -> Tensor:
+            result: Tensor = scope["upsample_chunks"](y, chunks, dim=-2)
+            return result
+
+        def seat(x: Tensor, chunks: Any = chunks) -> Tensor:
+            result: Tensor = scope["chunk_members"](x, chunks, dim=-2)
+            return result
+
+        x, y = random(batch, length, width), random(batch, chunks.handed, width)
+        seats = seat(x).numel()
+        found += [
+            Case("pool_mean", size, (x,), partial(pool, how="mean"), moved=(n + m, n + m)),
+            # backwards: the tokens and the maxima once more, to see which of them won
+            Case("pool_max", size, (x,), partial(pool, how="max"), moved=(n + m, 2 * n + 2 * m)),
+            Case("pool_first", size, (x,), partial(pool, how="first"), moved=(2 * m, n + m)),
+            Case("upsample_chunks", size, (y,), hold, moved=(n + m, n + m)),
+            Case("chunk_members", size, (x,), seat, moved=(n + seats, 2 * n)),
+        ]
+    for batch, length in ((16, 512), (16, 65536)):
+        flags = torch.rand(batch, length) < 1 / 6
+
+        def cut(flags: Tensor) -> Tensor:
+            result: Tensor = scope["cut_chunks"](flags).number
+            return result
+
+        # a byte becomes three integers: number, newest chunk and place
+        moved = batch * length * (1 + 3 * 8) // WIDTH
+        found.append(Case("cut_chunks", f"{batch} x {length}", (flags,), cut, moved=(moved, 0)))
+    return found
+
+
 def all_cases() -> list[Case]:
     """Return every case; further primitives along tokens add their own list here."""
-    return [*recurrence_cases(), *attention_cases()]
+    return [*recurrence_cases(), *attention_cases(), *chunk_cases()]
 
 
 def forward_of(case: Case) -> Work:
@@ -237,9 +285,14 @@ def show(rows: Sequence[Row], count: int) -> None:
     Console(width=140).print(table)
 
 
-def save(rows: Sequence[Row], folder: Path) -> None:
-    """Write `scans.csv`."""
+def save(rows: Sequence[Row], count: int, folder: Path) -> None:
+    """Write `scans.json` (with what the numbers depend on) and `scans.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "environment": {**environment(), "threads": count},
+        "rows": [row.cells() for row in rows],
+    }
+    (folder / "scans.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     with (folder / "scans.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0].cells()))
         writer.writeheader()
@@ -265,10 +318,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with threads(options.threads):
         chosen = [c for c in all_cases() if not options.names or c.name in options.names]
         rows = [
-            measure(case, mode, options.seconds, clock) for case in chosen for mode in options.modes
+            measure(case, mode, options.seconds, clock)
+            for case in chosen
+            for mode in options.modes
+            if mode == "forward" or case.inputs[0].requires_grad
         ]
     show(rows, options.threads)
-    save(rows, options.out)
+    save(rows, options.threads, options.out)
     return 0
 
 

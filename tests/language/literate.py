@@ -2,7 +2,9 @@
 
 In a spec, a line that ends in ``# error: [name]`` or ``# warning: [name]`` has exactly that
 finding; a line without such a comment has none. Several comments may follow one another, and
-``# error: [name] "text"`` also requires the text in the message.
+``# error: [name] "text"`` also requires the text in the message; then ``notes "text"`` requires it
+in one of the notes, such as the way by which a token saw a later one, and ``help "text"`` in the
+help.
 
 In a page, each ```` ```tok ```` block is a spec. A ```` ```diagnostics ```` block after it holds
 all its findings, one line each; a ```` ```diagnostics full ```` block holds them with excerpts.
@@ -20,7 +22,10 @@ from tokdsl.diagnostics.render import render_concise, render_text
 
 _FENCE = re.compile(r"^```(tok|diagnostics(?: full)?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
-_EXPECTED = re.compile(r'# (error|warning): \[([\w-]+)\](?: "([^"]*)")?')
+_EXPECTED = re.compile(
+    r'# (error|warning): \[([\w-]+)\](?: "([^"]*)")?((?: (?:notes|help) "[^"]*")*)'
+)
+_BESIDE = re.compile(r'(notes|help) "([^"]*)"')
 WIDTH = 100
 
 
@@ -32,6 +37,7 @@ class Expected:
     severity: str
     name: str
     text: str = ""
+    beside: tuple[tuple[str, str], ...] = ()
 
     def matches(self, diagnostic: Diagnostic) -> bool:
         """Whether this is the finding."""
@@ -40,17 +46,26 @@ class Expected:
             and self.severity == diagnostic.severity.value
             and self.name == diagnostic.name
             and self.text in diagnostic.message()
+            and all(_says(diagnostic, where, text) for where, text in self.beside)
         )
 
     def __str__(self) -> str:
         text = f' "{self.text}"' if self.text else ""
+        text += "".join(f' {where} "{said}"' for where, said in self.beside)
         return f"line {self.line}: {self.severity}: [{self.name}]{text}"
+
+
+def _says(diagnostic: Diagnostic, where: str, text: str) -> bool:
+    """Whether the notes or the help of a finding hold a text."""
+    if where == "help":
+        return text in (diagnostic.help or "")
+    return any(text in note for note in diagnostic.notes)
 
 
 def expectations(spec: str) -> list[Expected]:
     """Return what the comments of a spec announce."""
     return [
-        Expected(number, match[1], match[2], match[3] or "")
+        Expected(number, match[1], match[2], match[3] or "", tuple(_BESIDE.findall(match[4])))
         for number, line in enumerate(spec.split("\n"), 1)
         for match in _EXPECTED.finditer(line)
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokdsl.driver import build
-from tokdsl.ops.base import OPS, Op
+from tokdsl.ops import OPS, Op
 from tokdsl.training.package import import_package
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

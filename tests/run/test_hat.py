@@ -237,6 +237,12 @@ def test_positions_restart_in_every_word(made: ModuleType) -> None:
 # --------------------------------------------------------------------------- loss and text
 
 
+def test_everything_is_trained(made: ModuleType) -> None:
+    model = drawn(made)
+    model.loss(streams()).total.backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
 def test_loss_terms(made: ModuleType, tmp_path: Path) -> None:
     """Five bytes and two ends of words."""
     tokenizer = load_package(Path(str(made.__file__)).parent).tokenizer
@@ -295,8 +301,8 @@ def test_the_form_without_the_lag_is_rejected() -> None:
     source = EXAMPLE.read_text("utf-8").replace("lag = 1, ", "")
     (found,) = [f for f in check_text(source) if f.code == "TOK401"]
     notes = "\n".join(found.notes)
-    assert "`members` reads the whole chunk" in notes
     assert "`upsample` reads the chunk of the token" in notes
+    assert "in `read_words`: `members` reads" in notes
 
 
 def test_both_directions_over_the_stream_itself_are_rejected() -> None:

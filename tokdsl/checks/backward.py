@@ -165,22 +165,45 @@ def analyse(program: Program, root: Module) -> tuple[Gradients, Backward]:
 
 
 def unreached(body: Backward, prefix: str = "") -> Iterator[str]:
-    """Yield the names of the parameters that get no gradient; ``*`` stands for every layer."""
+    """Yield the names of the parameters that get no gradient; ``*`` stands for every layer.
+
+    What is shared is used several times, and is reached if one use is.
+    """
+    uses: dict[str, list[list[str]]] = {}
     for node in body.module.nodes:
-        name = f"{prefix}{node.attribute}." if node.attribute else prefix
-        if isinstance(node, OpNode):
-            if not is_reached(body, node):
-                specs = (s.name for s in node.op.parameters() if s.trainable)
-                yield from (f"{name}{spec}".rstrip(".") for spec in specs)
-        elif isinstance(node, LoopNode):
-            layers = body.layers[id(node)]
-            for inner in dict.fromkeys(layers):
-                places = [str(i) for i, layer in enumerate(layers) if layer is inner]
-                for place in ["*"] if len(places) == len(layers) else places:
-                    yield from unreached(inner, f"{name}{place}.")
-        else:
-            for inner in body.calls.get(id(node), ()):
-                yield from unreached(inner, name)
+        missed = list(unreached_by(body, node, prefix))
+        uses.setdefault(node.attribute or str(id(node)), []).append(missed)
+    for first, *others in uses.values():
+        yield from (name for name in first if all(name in other for other in others))
+
+
+def unreached_by(body: Backward, node: Node, prefix: str = "") -> Iterator[str]:
+    """Yield the names of the parameters that get no gradient through one node of a module."""
+    name = f"{prefix}{node.attribute}." if node.attribute else prefix
+    if isinstance(node, OpNode):
+        if not is_reached(body, node):
+            specs = (s.name for s in node.op.parameters() if s.trainable)
+            yield from (f"{name}{spec}".rstrip(".") for spec in specs)
+    elif isinstance(node, LoopNode):
+        layers = body.layers[id(node)]
+        for inner in dict.fromkeys(layers):
+            places = [str(i) for i, layer in enumerate(layers) if layer is inner]
+            for place in ["*"] if len(places) == len(layers) else places:
+                yield from unreached(inner, f"{name}{place}.")
+    else:
+        for inner in body.calls.get(id(node), ()):
+            yield from unreached(inner, name)
+
+
+def reached_elsewhere(body: Backward, node: Node) -> bool:
+    """Whether what a node owns is shared, and all of it reached through other uses."""
+    others = [n for n in body.module.nodes if n.attribute == node.attribute and n is not node]
+    if not node.attribute or not others:
+        return False
+    missed = set(unreached_by(body, node))
+    for other in others:
+        missed &= set(unreached_by(body, other))
+    return not missed
 
 
 def is_trained(node: OpNode) -> bool:

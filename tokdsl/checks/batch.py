@@ -47,8 +47,8 @@ class DependsOnBatch(Diagnostic, code="TOK405", name="depends-on-batch", severit
 def check(program: Program, facts: Facts, report: Report) -> None:
     """Report statistics over the batch on which results depend."""
     found: list[OpNode] = []
-    for module in forward_modules(program):
-        for node in used_nodes(module):
+    for module in forward_modules(program, training=True):
+        for node in used_nodes(module, training=True):
             if isinstance(node, OpNode) and _mixes_examples(node):
                 found.append(node)
     facts.tables["depends_on_batch"] = found

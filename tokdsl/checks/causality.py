@@ -163,6 +163,49 @@ class ChoiceOverTokens(
         return "compares all tokens of the sequence"
 
 
+class ReadsAheadInTraining(
+    Diagnostic, code="TOK407", name="reads-ahead-in-training", severity=Severity.WARNING
+):
+    """A stage that is causal in inference sees later tokens in training.
+
+    `in_training` takes a value that depends on later tokens. The decoder does not contain it, so
+    that it is legal; but the model is trained on something that it does not meet when it
+    generates. If that is meant, allow it at the line: `# allow reads-ahead-in-training`.
+
+    ```tok error
+    model m(d: int = 16) {
+      stage text(ids: tokens[256]) {
+        embed(d)
+        it - in_training(mean(it; over = T), 0.0)
+        unembed(256)
+      }
+      objective next_token(text, ids)
+    }
+    ```
+    ```tok ok
+    model m(d: int = 16) {
+      stage text(ids: tokens[256]) {
+        embed(d)
+        it - in_training(mean(it; over = T), 0.0)  # allow reads-ahead-in-training
+        unembed(256)
+      }
+      objective next_token(text, ids)
+    }
+    ```
+    """
+
+    stage: str
+    input: str
+
+    def message(self) -> str:
+        """Return what was found."""
+        return f"in training `{self.stage}` sees later tokens of `{self.input}`"
+
+    def label(self) -> str:
+        """Return what the place does."""
+        return "reads later tokens, in training alone"
+
+
 @dataclass(frozen=True)
 class Violation:
     """An output that may read later tokens of one source."""
@@ -180,9 +223,11 @@ class Violation:
 class Outputs:
     """What the stages of a program read of its inputs, under one analysis."""
 
-    def __init__(self, program: Program, ignored: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self, program: Program, ignored: frozenset[int] = frozenset(), training: bool = False
+    ) -> None:
         self.program = program
-        self.timing = Timing(ignored)
+        self.timing = Timing(ignored, training)
         root = model_body(program)
         self.body: Body | None = None
         if root is not None:
@@ -300,6 +345,7 @@ def check(program: Program, facts: Facts, report: Report) -> None:
         _report_causes(program, outputs, duty, done, report)
     held = {duty.stage.name for duty in must}
     _warn_of_choices(program, facts, held, report)
+    _warn_of_training(program, facts, report)
 
 
 def _report_causes(
@@ -318,12 +364,31 @@ def _report_causes(
             return
         tracer = Tracer(outputs.timing, worst.is_certain)
         hops = tracer.trace(outputs.body, duty.stage.result, worst.source, worst.key)
-        cause = max(hops, key=lambda h: (h.adds.hi, h.op is not None), default=None)
+        cause = _cause(program, duty.stage, worst, hops, ignored)
         _report(program, duty, worst, hops, cause, done, report)
         if cause is None or id(cause.node) in ignored:
             return
         ignored.add(id(cause.node))
         outputs = Outputs(program, frozenset(ignored))
+
+
+def _cause(
+    program: Program, stage: StageUse, violation: Violation, hops: list[Hop], ignored: set[int]
+) -> Hop | None:
+    """Return the operation without which the way would read no later token.
+
+    What reads ahead on one clock counts before a change of clock, which may be right in itself.
+    """
+    likely = sorted(hops, key=lambda h: (h.adds.hi, h.op is not None), reverse=True)
+    if not any(hop.adds.levels for hop in hops):
+        return likely[0] if likely else None
+    ahead = [hop for hop in likely if hop.adds.hi > 0 and not hop.adds.levels]
+    tried = [*ahead, *(hop for hop in likely if hop.adds.levels)][:MAX_CAUSES]
+    for hop in tried if len(tried) > 1 else ():
+        found = Outputs(program, frozenset({*ignored, id(hop.node)})).violations(stage)
+        if not any((v.source, v.key) == (violation.source, violation.key) for v in found):
+            return hop
+    return likely[0] if likely else None
 
 
 def _concerns(program: Program, violation: Violation, duty: Duty) -> bool:
@@ -427,6 +492,36 @@ def _warn_of_choices(program: Program, facts: Facts, held: set[str], report: Rep
                     span=choices[0].span,
                     stage=stage.name,
                     help="let every token choose for itself, or compare with a learned threshold",
+                )
+            )
+
+
+def _warn_of_training(program: Program, facts: Facts, report: Report) -> None:
+    """Warn of causal stages that read later tokens in training."""
+    nodes = [n for m in program.modules for n in m.nodes if isinstance(n, OpNode)]
+    if not any(node.op.training_operands for node in nodes):
+        return
+    outputs = Outputs(program, training=True)
+    places: set[Span] = set()
+    for stage in program.stages:
+        for found in outputs.violations(stage) if facts.causal[stage.name] else ():
+            assert outputs.body is not None
+            tracer = Tracer(outputs.timing, found.is_certain)
+            hops = tracer.trace(outputs.body, stage.result, found.source, found.key)
+            cause = max(hops, key=lambda h: (h.adds.hi, h.op is not None), default=None)
+            span = cause.user_span if cause is not None else stage.module.span
+            if span in places:
+                continue
+            places.add(span)
+            given = program.inputs[found.source[0]].name
+            report.add(
+                ReadsAheadInTraining(
+                    span=span,
+                    stage=stage.name,
+                    input=given,
+                    labels=(Label(cause.span, "here"),) if cause and cause.span != span else (),
+                    notes=tuple(_path(program, stage, given, hops)),
+                    trace=cause.trace if cause is not None else (),
                 )
             )
 

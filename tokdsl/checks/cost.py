@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from tokdsl.checks.causality import final, root_of
 from tokdsl.checks.constancy import Constancy
@@ -11,9 +12,19 @@ from tokdsl.checks.facts import Facts
 from tokdsl.checks.streaming import Decoding, decode_constancy
 from tokdsl.diagnostics import Report
 from tokdsl.graph.parameters import model_parameters
-from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Program, StageUse
+from tokdsl.graph.program import (
+    SELECTION,
+    CallNode,
+    LoopNode,
+    Module,
+    Node,
+    OpNode,
+    Program,
+    StageUse,
+)
 from tokdsl.ops.base import Op
-from tokdsl.ops.route import Dispatch
+from tokdsl.ops.route import Dispatch, SplitRows
+from tokdsl.ops.select import TopK
 from tokdsl.ops.tokens import Patches
 from tokdsl.source import Span
 from tokdsl.types.dims import Dim
@@ -115,16 +126,15 @@ class Accountant:
     def _module(self, module: Module) -> Costs:
         found = Costs()
         owned: set[str] = set()
-        rows = {
-            str(node.outputs[0].type.axes[0].size): node.op
-            for node in module.nodes
-            if isinstance(node, OpNode) and isinstance(node.op, Dispatch)
-        }
+        rows = routes(module)
+        unread, looked_at = _unread(module), _looked_at(module)
         for node in module.nodes:
-            if self.is_left_out(module, node):
+            if id(node) in unread or self.is_left_out(module, node):
                 continue
             for part, lines in self._parts(module, node, owned, rows):
                 part = _in_tokens(part, rows)
+                if looked_at:
+                    part = replace(part, flops=part.flops.substitute(looked_at))  # type: ignore[arg-type]
                 found.total += part
                 _add(found.lines, (node.span.file.name, node.span.line), part)
                 _spread(found, node.span, part, lines, rows)
@@ -136,22 +146,25 @@ class Accountant:
         return known is not None and known.entered(module) and known.is_fixed(node)
 
     def _parts(
-        self, module: Module, node: Node, owned: set[str], rows: Mapping[str, Dispatch]
+        self, module: Module, node: Node, owned: set[str], rows: Mapping[str, RouteType]
     ) -> Iterator[tuple[Amount, Costs | None]]:
         """Yield the costs of a node: of a primitive, or of each kind of module that it calls."""
         if isinstance(node, OpNode):
             amount = operation(node)
+            if node.attribute and node.attribute in owned:  # a further use of what is shared
+                amount = replace(amount, params=0, active=0)
+            owned.add(node.attribute)
             if node.stack is not None and module.stack is None:
-                amount = replace(amount, active=amount.params * _share(node, rows))
+                amount = replace(amount, active=amount.params * share(node, rows))
             yield amount, None
         elif isinstance(node, CallNode):
             costs = self.module(node.module)
             again = node.shared and node.attribute in owned
             owned.add(node.attribute)
-            share = 1.0
+            part = 1.0
             if node.module.stack is not None and module.stack is None:
-                share = _share(node, rows)
-            yield from [_scaled(costs, 0 if again else 1, share, 1)]
+                part = share(node, rows)
+            yield from [_scaled(costs, 0 if again else 1, part, 1)]
         elif isinstance(node, LoopNode):
             counts: dict[int, int] = {}
             for body in node.modules:
@@ -176,7 +189,7 @@ def _scaled(costs: Costs, owned: int, share: float, count: int) -> tuple[Amount,
 
 
 def _spread(
-    found: Costs, span: Span, part: Amount, inner: Costs | None, rows: Mapping[str, Dispatch]
+    found: Costs, span: Span, part: Amount, inner: Costs | None, rows: Mapping[str, RouteType]
 ) -> None:
     """Add a node's costs to lines: what the library costs belongs to the line that calls it."""
     here = (span.file.name, span.line)
@@ -251,37 +264,66 @@ def _with_past(op: Op) -> Op:
 def _past(axis: Axis) -> Axis:
     if not axis.memory or axis.clock is None:
         return axis
-    return replace(axis, size=Dim.of(f"S_{axis.clock.name}"))
+    size = Dim.of(f"S_{axis.clock.name}")
+    return replace(axis, size=size * Fraction(1, axis.block) if axis.block else size)
+
+
+# --------------------------------------------------------------------------- choices among tokens
+
+
+def _unread(module: Module) -> set[int]:
+    """Return the equations over pairs that nothing reads: the choices have them of their own."""
+    if not any(called.kind == SELECTION for called in module.modules()):
+        return set()
+    read = {id(v) for v in module.results}
+    found: set[int] = set()
+    for node in reversed(module.nodes):
+        if isinstance(node, OpNode) and not any(id(v) in read for v in node.outputs):
+            found.add(id(node))
+        else:
+            read.update(id(v) for v in node.inputs)
+    return found
+
+
+def _looked_at(module: Module) -> dict[str, Dim | int]:
+    """Return how many keys a choice looks at where it does not look at all of them."""
+    if module.kind != SELECTION:
+        return {}
+    node = next(n for n in module.nodes if isinstance(n, OpNode) and isinstance(n.op, TopK))
+    op, key = node.op, module.statics["key"]
+    assert isinstance(op, TopK) and isinstance(key, Axis) and key.clock is not None
+    if op.among is None:
+        return {}
+    return {f"S_{key.clock.name}": op.among.axes[-1].size * op.block}
 
 
 # --------------------------------------------------------------------------- experts
 
 
-def _share(node: Node, rows: Mapping[str, Dispatch]) -> float:
+def routes(module: Module) -> dict[str, RouteType]:
+    """Return the route behind each axis of dispatched rows in a body, by the axis's size."""
+    found: dict[str, RouteType] = {}
+    for node in module.nodes:
+        if isinstance(node, OpNode) and isinstance(node.op, Dispatch | SplitRows):
+            found |= node.op.sent()
+    return found
+
+
+def share(node: Node, rows: Mapping[str, RouteType]) -> float:
     """Return which share of stacked parameters one token uses."""
     for value in node.inputs:
         for axis in value.type.axes:
-            dispatch = rows.get(str(axis.size))
-            if axis.group is not None and dispatch is not None:
-                route = dispatch.route
-                if isinstance(route, RouteType):
-                    top, experts = route.top.size.number, route.experts.size.number
-                    return min(1.0, top / experts) if top and experts else 1.0
+            route = rows.get(str(axis.size))
+            if axis.group is not None and route is not None:
+                return route.share
     return 1.0
 
 
-def _in_tokens(amount: Amount, rows: Mapping[str, Dispatch]) -> Amount:
+def _in_tokens(amount: Amount, rows: Mapping[str, RouteType]) -> Amount:
     """Return a cost with the rows of dispatches replaced by tokens times choices."""
     if not rows:
         return amount
-    known: dict[str, Dim] = {}
-    for name, dispatch in rows.items():
-        route = dispatch.route
-        if isinstance(route, RouteType):
-            tokens = Dim.of(1)
-            for axis in route.tokens:
-                tokens = tokens * axis.size
-            known[name] = tokens * route.top.size
+    known = {name: route.rows for name, route in rows.items()}
     return replace(
         amount,
         flops=amount.flops.substitute(known),  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from tokdsl.checks.backward import (
     is_reached,
     is_trained,
     passing,
+    reached_elsewhere,
     unreached,
 )
 from tokdsl.checks.facts import Facts
@@ -286,6 +287,8 @@ class _Search:
             if isinstance(node, OpNode) and type(node.op).op_name == "route":
                 self._route(body, node)
         for node in body.module.nodes:
+            if reached_elsewhere(body, node):
+                continue
             if isinstance(node, OpNode):
                 self._own(body, node, path)
             elif isinstance(node, CallNode | LoopNode):
@@ -328,8 +331,9 @@ class _Search:
         self.report.add(DeadParameter(span=span, what=what, why=why, labels=labels))
 
     def _route(self, body: Backward, node: OpNode) -> None:
-        weight = node.inputs[list(node.operands).index("weight")]
-        if _depends_smoothly(weight):
+        given = dict(zip(node.operands, node.inputs, strict=True))
+        weight = given["weight"]
+        if _depends_smoothly(weight) or not _is_learned(given["pick"]):
             return
         span, labels = _user_place(self.program, body.module, node)
         if not _constant_below(weight):
@@ -428,6 +432,24 @@ def _depends_smoothly(value: Value) -> bool:
         else:
             stack += list(at.node.inputs)
             return True
+    return False
+
+
+def _is_learned(value: Value) -> bool:
+    """Whether a choice depends on floats that are given or trained: not on ids alone."""
+    stack, seen = [value], set()
+    while stack:
+        at = stack.pop()
+        if id(at) in seen:
+            continue
+        seen.add(id(at))
+        if at.node is None:
+            if at.type.is_float:
+                return True
+        elif isinstance(at.node, OpNode) and any(s.trainable for s in at.node.op.parameters()):
+            return True
+        else:
+            stack += list(at.node.inputs)
     return False
 
 

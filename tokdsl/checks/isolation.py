@@ -7,7 +7,7 @@ from tokdsl.checks.facts import Facts
 from tokdsl.checks.streaming import forward_modules, used_nodes, user_span
 from tokdsl.checks.timing import varying
 from tokdsl.diagnostics import Diagnostic, Label, Report, Severity
-from tokdsl.graph.program import OpNode, Program
+from tokdsl.graph.program import SELECTION, OpNode, Program
 from tokdsl.types.tensors import Axis, Clock
 
 ORDER = 22
@@ -54,8 +54,9 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     """Set whether documents are isolated; report what mixes them if it is required."""
     found = [
         node
-        for module in forward_modules(program)
-        for node in used_nodes(module)
+        for module in forward_modules(program, training=True)
+        if module.kind != SELECTION  # what may be chosen is asked of `seen` there
+        for node in used_nodes(module, training=True)
         if isinstance(node, OpNode) and _mixes_documents(node, program.clocks)
     ]
     facts.isolated = not found

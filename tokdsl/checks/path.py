@@ -11,6 +11,8 @@ from tokdsl.diagnostics import Label
 from tokdsl.graph.program import CallNode, LoopNode, Node, OpNode, Value
 from tokdsl.ops.base import Op
 from tokdsl.source import Span
+from tokdsl.types.tensors import ChunksType
+from tokdsl.types.time import INFINITY
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,16 @@ class Candidate:
 
     def rank(self, certain: bool) -> tuple[float, float, float]:
         """What reads furthest ahead counts most; of equals the one that adds most itself."""
-        return self.total.sure if certain else self.total.hi, self.total.hi, self.step.hi
+        latest = self.total.latest
+        if isinstance(self.value.type, ChunksType) and self.step.levels:
+            # that a chunk is whole is known one token late: its tokens say more, if they are late
+            edge = self.step.levels[-1]
+            latest -= max(edge.offset + edge.lag, 0) + 0.01
+        if not certain:
+            return latest, latest, self.step.hi
+        if self.total.sure == -INFINITY:
+            return -INFINITY, latest, self.step.hi
+        return latest if self.total.levels else self.total.sure, latest, self.step.hi
 
 
 class Tracer:
@@ -115,7 +126,7 @@ class Tracer:
         self, body: Body, node: OpNode, value: Value, source: Source, key: str | None
     ) -> Iterator[Candidate]:
         flows = node.op.flows()
-        for name, operand in varying(node):
+        for name, operand in varying(node, self.timing.training):
             for mine, reach in body.reads.get(id(operand), {}).get(source, {}).items():
                 steps = self.timing.steps(body, node, name, operand, mine, value, flows)
                 for target, step in steps:
@@ -178,6 +189,9 @@ def _describe(node: OpNode, way: Candidate) -> str:
     what = f" of `{way.value.name}`" if way.value.name else ""
     if way.key is EVERYWHERE:
         return f"`{node.op.op_name}` passes on a value of the whole sequence"
+    if isinstance(way.value.type, ChunksType) and way.step.levels:
+        edge = "ends" if way.step.levels[-1].lag else "begins"
+        return f"`{node.op.op_name}` reads where the chunk{what} {edge}"
     return f"`{node.op.op_name}` reads {extent(way.step)}{what}"
 
 

@@ -61,6 +61,14 @@ class Reach:
         return self.lo == 0 and self.hi == 0 and self.rate == 1 and not self.levels
 
     @property
+    def latest(self) -> float:
+        """A number that is the greater the later the tokens are that may be read."""
+        if not self.levels or self.hi == INFINITY:
+            return self.hi
+        ahead = sum(x.offset - (x.lag if x.kind == "expand" else 0) for x in self.levels)
+        return self.hi + ahead + (1000.0 if self.levels[-1].kind == "inside" else 0.0)
+
+    @property
     def is_late(self) -> bool:
         """Whether a later token than the result's own may be read."""
         if not self.levels:
@@ -89,7 +97,7 @@ def join(first: Reach, second: Reach, counted: bool = False) -> Reach:
     """
     certain = first.sure > -INFINITY and second.sure > -INFINITY
     if first.levels or second.levels:
-        return _across(first, second, certain)
+        return _across(first, second, first.sure == first.hi and second.sure == second.hi)
     lo = first.rate * second.lo + first.lo
     hi = first.rate * second.hi + first.hi
     if counted and second.hi > 0:
@@ -103,9 +111,13 @@ def _across(first: Reach, second: Reach, certain: bool) -> Reach:
     if first.rate != 1 or second.rate != 1:
         return ALL if certain and INFINITY in (first.sure, second.sure) else PERHAPS
     levels, hi = list(first.levels), first.hi
+    way = second.levels[0] if second.levels else None
+    ahead = second.hi if way is None else way.offset if way.kind == "expand" else 0
+    if ahead > 0 and _raised(levels, hi) > hi:
+        certain = False  # no later token is read: that it is there is known
     for level in second.levels:
         hi = _enter(levels, hi, level)
-    if second.levels and second.levels[-1].kind == "inside":
+    if second.levels and second.levels[-1].kind != "expand":
         hi += second.hi  # no move: chunks ahead, as `lag` of the level has it
     else:
         hi = _moved(levels, hi, second.hi)
@@ -113,7 +125,7 @@ def _across(first: Reach, second: Reach, certain: bool) -> Reach:
 
 
 def _leveled(levels: tuple[Level, ...], hi: float, certain: bool) -> Reach:
-    if hi == INFINITY:
+    if hi == INFINITY or any(level.offset == INFINITY for level in levels):
         return Reach(-INFINITY, INFINITY, INFINITY if certain else -INFINITY)
     return Reach(-INFINITY, hi, hi if certain else -INFINITY, 1.0, levels)
 
@@ -125,17 +137,27 @@ def _moved(levels: list[Level], hi: float, offset: float) -> float:
         # an earlier token is in the same chunk or in one before; of a later one nothing is known
         return hi if offset <= 0 else INFINITY
     if last is not None and last.kind == "reduce" and offset > 0:
-        # that there is a later chunk is known when it is there, whatever it holds
-        return max(hi, last.lag) + offset
+        hi = _raised(levels, hi)
     return hi + offset
+
+
+def _raised(levels: list[Level], hi: float) -> float:
+    """Return where a way among chunks ends if it says that the chunk it ends at is there.
+
+    That there is a later chunk is known when it is, whatever it holds of earlier tokens.
+    """
+    last = levels[-1] if levels else None
+    if last is None or last.kind == "expand":
+        return max(hi, 0)
+    return max(hi, last.lag) if last.kind == "reduce" else hi
 
 
 def _enter(levels: list[Level], hi: float, level: Level) -> float:
     """Add one change to a way that ends at ``hi``; return where it ends then."""
     last = levels[-1] if levels else None
     if level.kind == "expand":
-        if level.offset > 0 and (last is None or last.kind == "expand"):
-            hi = max(hi, 0)  # as in `_moved`
+        if level.offset > 0:
+            hi = _raised(levels, hi)
         hi = _moved(levels, hi, level.offset)
         if last is None or last.kind == "expand":
             levels.append(replace(level, offset=hi))
@@ -166,7 +188,7 @@ def either(a: Reach, b: Reach) -> Reach:
         return a
     sure = max(a.sure, b.sure)
     if a.levels or b.levels:
-        return _either_level(a, b, sure > -INFINITY)
+        return _either_level(a, b, max(a, b, key=lambda x: x.latest).sure > -INFINITY)
     if a.rate != b.rate and not (a.hi == INFINITY or b.hi == INFINITY):
         return Reach(-INFINITY, INFINITY, sure if sure == INFINITY else -INFINITY)
     return _normal(min(a.lo, b.lo), max(a.hi, b.hi), sure, a.rate)
@@ -184,12 +206,42 @@ def _either_level(a: Reach, b: Reach, certain: bool) -> Reach:
         other.append(Level("inside", levels[-1].clock, hi - 1, 1))
         hi = 1.0
     if [(x.kind, x.clock) for x in levels] != [(x.kind, x.clock) for x in other]:
-        return PERHAPS
-    merged = tuple(
-        Level(x.kind, x.clock, max(x.offset, y.offset), min(x.lag, y.lag), x.closed and y.closed)
-        for x, y in zip(levels, other, strict=True)
-    )
-    return _leveled(merged, max(a.hi, hi), certain)
+        # what is certainly late stays so; how far it goes cannot be said in one way for both
+        late = any(x.sure > -INFINITY and _is_past(x) for x in (a, b))
+        return Reach(-INFINITY, INFINITY, 1.0 if late else -INFINITY)
+    return _leveled(*_later(levels, a.hi, other, hi), certain)
+
+
+def _is_past(reach: Reach) -> bool:
+    """Whether tokens after the own one are read, on the clock of tokens."""
+    return reach.is_late and (not reach.levels or reach.levels[-1].kind == "inside")
+
+
+def _later(
+    a: list[Level], hi_a: float, b: list[Level], hi_b: float
+) -> tuple[tuple[Level, ...], float]:
+    """Return a way that ends no earlier than two ways through the same levels.
+
+    From the result back to the source, each way is known to lie some ticks before the merged
+    one. A chunk begins at least as many tokens before another one as it lies chunks before it,
+    so that ``start(m) + 0`` is no later than ``start(m + 1) - 1``.
+    """
+    hi = max(hi_a, hi_b)
+    before_a, before_b = hi - hi_a, hi - hi_b
+    merged: list[Level] = []
+    for x, y in zip(reversed(a), reversed(b), strict=True):
+        if x.kind == "expand":
+            # tokens of one chunk read the same chunk: nothing is known of its distance
+            at_a, at_b = x.offset - x.lag, y.offset - y.lag
+            lag = min(x.lag, y.lag)
+            offset = max(at_a, at_b) + lag
+            before_a, before_b = offset - lag - at_a, offset - lag - at_b
+        else:
+            at_a, at_b = x.offset - before_a, y.offset - before_b
+            lag, offset = max(x.lag, y.lag), max(at_a, at_b)
+            before_a, before_b = offset - at_a, offset - at_b
+        merged.append(Level(x.kind, x.clock, offset, lag, x.closed and y.closed))
+    return tuple(reversed(merged)), hi
 
 
 def _normal(lo: float, hi: float, sure: float, rate: float) -> Reach:

@@ -272,8 +272,12 @@ def _is_aligned(given: Input, clocks: set[Clock]) -> bool:
     return ticks[:1] == [True] and not any(ticks[1:]) and given.value.type.axes[0].clock in clocks
 
 
-def forward_modules(program: Program) -> list[Module]:
-    """Return the modules on which the results of stages depend: not those of statistics only."""
+def forward_modules(program: Program, training: bool = False) -> list[Module]:
+    """Return the modules on which the results of stages depend: not those of statistics only.
+
+    Args:
+        training: whether those count that run in training alone.
+    """
     found: dict[int, Module] = {}
     stack = [stage.module for stage in program.stages]
     while stack:
@@ -281,7 +285,7 @@ def forward_modules(program: Program) -> list[Module]:
         if id(module) in found:
             continue
         found[id(module)] = module
-        for node in used_nodes(module):
+        for node in used_nodes(module, training):
             if isinstance(node, CallNode):
                 stack.append(node.module)
             elif isinstance(node, LoopNode):
@@ -289,14 +293,23 @@ def forward_modules(program: Program) -> list[Module]:
     return [m for m in program.modules if id(m) in found]
 
 
-def used_nodes(module: Module) -> list[Node]:
-    """Return the nodes on which a module's results depend, in order."""
+def used_nodes(module: Module, training: bool = False) -> list[Node]:
+    """Return the nodes on which a module's results depend, in order.
+
+    Args:
+        training: whether those count that run in training alone.
+    """
     wanted = {id(value) for value in module.results}
     found: list[Node] = []
     for node in reversed(module.nodes):
         if any(id(value) in wanted for value in node.outputs):
             found.append(node)
-            wanted |= {id(value) for value in node.inputs}
+            left_out: tuple[str, ...] = ()
+            if isinstance(node, OpNode) and not training:
+                left_out = node.op.training_operands
+            names = node.operands if left_out and isinstance(node, OpNode) else ()
+            apart = {id(v) for n, v in zip(names, node.inputs, strict=False) if n in left_out}
+            wanted |= {id(value) for value in node.inputs} - apart
     return found[::-1]
 
 

@@ -81,10 +81,12 @@ class Timing:
 
     Args:
         ignored: identities of nodes that are taken to read no later token: causes that are known.
+        training: whether what is read in training alone counts.
     """
 
-    def __init__(self, ignored: frozenset[int] = frozenset()) -> None:
+    def __init__(self, ignored: frozenset[int] = frozenset(), training: bool = False) -> None:
         self.ignored = ignored
+        self.training = training
         self._bodies: dict[object, Body] = {}
 
     def body(self, module: Module, known: tuple[Known, ...] = ()) -> Body:
@@ -131,7 +133,7 @@ class Timing:
 
     def operation(self, body: Body, node: OpNode) -> None:
         """Analyse one use of a primitive."""
-        given = varying(node)
+        given = varying(node, self.training)
         flows = node.op.flows()
         for output in node.outputs:
             reads: Dependence = {}
@@ -384,6 +386,8 @@ class Timing:
 
 def _early(flow: Flow, crossing: Crossing) -> Flow:
     """Return a change of clock that is taken to read no later token: its cause is known."""
+    if crossing.kind == "inside":
+        return replace(flow, crossing=None, interval=POINTWISE)
     early = replace(crossing, whole=False, late=0, closed=True, lag=max(crossing.lag, 1))
     return replace(flow, crossing=early)
 
@@ -396,13 +400,14 @@ def itself(index: int, kind: ValueType) -> Dependence:
     return found
 
 
-def varying(node: OpNode) -> list[tuple[str, Value]]:
-    """Return the operands that data flows through.
+def varying(node: OpNode, training: bool = False) -> list[tuple[str, Value]]:
+    """Return the operands that data flows through, with those that training alone reads if asked.
 
     Those that the compiler adds are not among them, nor those that give their type only: they
     have tokens, but the time rule does not speak of them.
     """
     added = {a.name for a in operand_fields(type(node.op)) if a.kind == "companion"}
+    added |= set(() if training else node.op.training_operands)
     flows = node.op.flows()
     return [
         (name, value)

@@ -10,14 +10,14 @@ from typing import Literal
 
 from tokdsl import driver
 from tokdsl.checks.causality import root_of
-from tokdsl.checks.cost import LENGTH, Accountant, Amount, lengths, main_clock
+from tokdsl.checks.cost import LENGTH, Accountant, Amount, lengths, main_clock, routes
+from tokdsl.checks.cost import share as share_of
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.streaming import decode_constancy
 from tokdsl.commands.quantities import TIMES, quantity, size
 from tokdsl.diagnostics import Report
 from tokdsl.graph.definitions import owns
-from tokdsl.graph.program import CallNode, LoopNode, Module, OpNode, Program
-from tokdsl.ops.route import Dispatch
+from tokdsl.graph.program import CallNode, LoopNode, Module, Program
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, Clock, RouteType, TensorType, ValueType
 
@@ -210,8 +210,8 @@ class Walker:
 
     def inner(self, module: Module, scale: Scale) -> Iterator[Row]:
         """Yield the rows of the calls and loops in a body that own something."""
-        routes = _routes(module)
-        scale = replace(scale, rows=(*scale.rows, *((n, _rows(r)) for n, r in routes.items())))
+        sent = routes(module)
+        scale = replace(scale, rows=(*scale.rows, *((n, r.rows) for n, r in sent.items())))
         seen: set[str] = set()
         for node in module.nodes:
             own = scale
@@ -220,7 +220,7 @@ class Walker:
             if isinstance(node, CallNode) and owns(node.module):
                 mine = own
                 if node.module.stack is not None and module.stack is None:
-                    mine = replace(own, share=own.share * _share(node, routes))
+                    mine = replace(own, share=own.share * share_of(node, sent))
                 if node.attribute in seen:
                     mine = replace(mine, owned=0)
                 seen.add(node.attribute)
@@ -258,35 +258,6 @@ def _call_name(node: CallNode, module: Module) -> tuple[str, int]:
     if stack is not None and module.stack is None:
         return label, stack.size.number or 1
     return label, 1
-
-
-def _routes(module: Module) -> dict[str, RouteType]:
-    """Return the route behind each axis of dispatched rows in a body."""
-    return {
-        str(node.outputs[0].type.axes[0].size): node.op.route
-        for node in module.nodes
-        if isinstance(node, OpNode)
-        and isinstance(node.op, Dispatch)
-        and isinstance(node.op.route, RouteType)
-    }
-
-
-def _rows(route: RouteType) -> Dim:
-    total = Dim.of(1)
-    for axis in route.tokens:
-        total = total * axis.size
-    return total * route.top.size
-
-
-def _share(node: CallNode, routes: Mapping[str, RouteType]) -> float:
-    """Return the part of stacked parameters that one token uses."""
-    for value in node.inputs:
-        for axis in value.type.axes:
-            route = routes.get(str(axis.size))
-            if route is not None and axis.group is not None:
-                top, experts = route.top.size.number, route.experts.size.number
-                return min(1.0, top / experts) if top and experts else 1.0
-    return 1.0
 
 
 # --------------------------------------------------------------------------- words

@@ -98,7 +98,7 @@ def verify(
     if checked.report.has_errors or not checked.programs:
         return Verified(checked.report)
     if not overrides:
-        overrides = {name: str(n) for name, n in _small(path, checked).items()}
+        overrides = {name: str(n) for name, n in small_settings(path, checked).items()}
         if overrides:
             checked = driver.check_file(path, overrides)
     program = checked.programs[0]
@@ -119,7 +119,7 @@ def verify(
     return Verified(checked.report, program.name, overrides, results)
 
 
-def _small(path: Path, checked: driver.Checked) -> Sizes:
+def small_settings(path: Path, checked: driver.Checked) -> Sizes:
     """Return settings that make the model small."""
     program = checked.programs[0]
     parameters = checked.facts[program.name].numbers.get("params", 0.0)

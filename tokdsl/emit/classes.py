@@ -156,7 +156,7 @@ def body_lines(plan: ClassPlan) -> list[str]:
     result = plan.result
     last = body[-1] if body else None
     tail = ""
-    if isinstance(last, Statement) and last.targets == (result,):
+    if isinstance(last, Statement) and last.targets == (result,) and not last.indent:
         body.pop()
         tail = last.text
     for item in body:

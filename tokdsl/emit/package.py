@@ -79,6 +79,7 @@ def _model(plan: Plan, source_name: str) -> str:
             for name, arguments in calls.items()
         },
         "decides": any(stage.decides for stage in plan.stages),
+        "ends_steps": _ends_steps(plan),
         "clocks": _clocks(plan),
         "clock_lines": _clock_lines(plan),
         "isolated": plan.isolated,
@@ -170,6 +171,11 @@ def _prefill_lines(plan: Plan) -> list[str]:
 
 def _decides(plan: Plan) -> bool:
     return any(stage.decides for stage in plan.stages)
+
+
+def _ends_steps(plan: Plan) -> bool:
+    """Whether buffers wait for the end of an optimiser step."""
+    return any(f.name == "end_step" for f in functions.collect(plan.functions))
 
 
 def _attributes(plan: Plan) -> list[str]:
@@ -307,7 +313,7 @@ def _sorted(names: list[str]) -> list[str]:
 def _imports(plan: Plan, used: str) -> dict[str, list[str]]:
     """Return what ``model.py`` imports from the package, and which torch names it needs."""
     objective = "\n".join([*_starts_lines(plan), *_objective_lines(plan)])
-    text = used + "\n" + objective
+    text = used + "\n" + objective + ("\nend_step" if _ends_steps(plan) else "")
     names = [f.name for f in functions.collect(plan.functions)]
     functional = [
         name for name in names if _mentions(text, name) or (name == "token_clock" and _clocks(plan))

@@ -34,9 +34,18 @@ def wrap(statement: str, indent: int, width: int = WIDTH) -> list[str]:
     else:
         for part in parts:
             piece = part.strip() + ("," if len(parts) > 1 or not _is_generator(inner) else "")
-            lines += wrap(piece, indent + 4, width)
+            lines += _argument(piece, indent + 4, width)
     lines.append(pad + tail)
     return lines
+
+
+def _argument(piece: str, indent: int, width: int) -> list[str]:
+    """Return the lines of what stands between brackets: broken before `and` and `or` first."""
+    if indent + len(piece) <= width:
+        return [" " * indent + piece]
+    parts = _split_at(piece, ("or",))
+    parts = parts if len(parts) > 1 else _split_at(piece, ("and",))
+    return [line for part in parts for line in wrap(part, indent, width)]
 
 
 def _fits_tail(tail: str, indent: int) -> bool:
@@ -76,7 +85,15 @@ def _parenthesised(statement: str, indent: int, width: int) -> list[str]:
     if indent + 4 + len(right) <= width:
         return [f"{pad}{left}{equals}(", inner + right, f"{pad})"]
     lines = [f"{pad}{left}{equals}("]
-    for piece in _split_operators(right):
+    pieces = _split_operators(right)
+    operator, _, last = pieces[-1].partition(" ")
+    if len(pieces) == 2 and last.startswith("(") and _last_bracket(last) == (0, len(last) - 1):
+        # a single operator before a bracket: the bracket is broken
+        lines = [f"{pad}{left}{equals}{pieces[0]} {operator} ("]
+        inner_text = last[1:-1]
+        fits = indent + 4 + len(inner_text) <= width
+        pieces = [inner_text] if fits else _split_operators(inner_text)
+    for piece in pieces:
         lines += wrap(piece, indent + 4, width)
     return [*lines, f"{pad})"]
 
@@ -84,23 +101,29 @@ def _parenthesised(statement: str, indent: int, width: int) -> list[str]:
 def _split_operators(text: str) -> list[str]:
     """Split before the loosest operators outside brackets."""
     for group in (("if", "else"), ("or",), ("and",), ("+", "-"), ("*", "/", "@")):
-        pieces: list[str] = []
-        depth, start = 0, 0
-        for i, char in enumerate(_code(text)):
-            if char in _OPEN:
-                depth += 1
-            elif char in _CLOSE:
-                depth -= 1
-            elif depth == 0 and char == " ":
-                for word in group:
-                    if text.startswith(f" {word} ", i) and i > start:
-                        pieces.append(text[start:i])
-                        start = i + 1
-                        break
-        pieces.append(text[start:])
+        pieces = _split_at(text, group)
         if len(pieces) > 1:
             return pieces
     return [text]
+
+
+def _split_at(text: str, group: tuple[str, ...]) -> list[str]:
+    """Split before some operators outside brackets."""
+    pieces: list[str] = []
+    depth, start = 0, 0
+    for i, char in enumerate(_code(text)):
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+        elif depth == 0 and char == " ":
+            for word in group:
+                if text.startswith(f" {word} ", i) and i > start:
+                    pieces.append(text[start:i])
+                    start = i + 1
+                    break
+    pieces.append(text[start:])
+    return pieces
 
 
 def _last_bracket(text: str) -> tuple[int, int] | None:

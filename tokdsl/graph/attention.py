@@ -21,12 +21,13 @@ from tokdsl.ops.attend import (
     Visible,
     token_axis,
 )
-from tokdsl.ops.base import Fault
+from tokdsl.ops.base import Fault, arguments
 from tokdsl.ops.elementwise import LogicalAnd
+from tokdsl.ops.selected import AttendSelected
 from tokdsl.resolve.modules import DefinitionRef
 from tokdsl.syntax import tree
 from tokdsl.types.tensors import Axis, ChunksType, UnknownType
-from tokdsl.types.time import EVERYTHING, INFINITY, Interval
+from tokdsl.types.time import EVERYTHING, INFINITY, PAST, Interval
 
 
 class AttentionBuilder:
@@ -72,11 +73,15 @@ class AttentionBuilder:
         self.window = window
         if same:
             self._cache(window)
+        if "select" in self.inputs:
+            return self._selected(interval)
+        for name in ("block", "first", "last", "pairs"):
+            self.values.pop(name, None)
         key = token_axis(self.inputs["k"].type, "k")
         decomposed = self.score is not None or "sinks" in self.inputs
         known = same or self.mask is None
         structured = known and _is_structured(interval) and not decomposed
-        structured = structured and self.within is None
+        structured = structured and self.within is None and not key.block
         unlimited = bool(stride) and interval == EVERYTHING and self.within is None
         mask = self._mask(query, key, structured or unlimited)
         if decomposed:
@@ -96,6 +101,36 @@ class AttentionBuilder:
             structured=structured,
             **self.values,
         )
+
+    def _selected(self, interval: Interval) -> Value:
+        """Attend to the keys of an index set."""
+        inputs = {n: v for n, v in self.inputs.items() if n not in ("within", "mask", "score")}
+        if self.within is not None or self.score is not None:
+            raise self.builder.fail(
+                self.frame,
+                "argument-type",
+                self.node.span,
+                "`select` says which keys are read: it goes with neither `within` nor `score`",
+            )
+        if self.mask is None:
+            interval = PAST
+        if interval not in (PAST, EVERYTHING):
+            raise self.builder.fail(
+                self.frame,
+                "argument-type",
+                self.node.span,
+                "with `select`, `mask` is `causal` or `full`",
+                help="say which keys can be chosen where they are: `topk(...; where = ...)`",
+            )
+        span = self.node.span
+        key = token_axis(self.inputs["k"].type, "k")
+        inputs["clock"] = self.builder.apply(self.frame, ClockOf(axis=key), {}, span)[0]
+        values = {n: v for n, v in self.values.items() if n != "pairs"}
+        values["pairs_of"] = self.values.get("pairs", "half")
+        op = AttendSelected(**_types(inputs), **values, interval=interval)
+        order = [a.name for a in arguments(AttendSelected) if a.name in inputs]
+        ordered = {name: inputs[name] for name in order}
+        return self.builder.apply(self.frame, op, ordered, span, self.node)[0]
 
     def _apply(self, cls: type[Attend], inputs: dict[str, Value], **statics: Any) -> Value:
         op = cls(**_types(inputs), **statics)
@@ -239,6 +274,9 @@ class AttentionBuilder:
             axis = token_axis(value.type, name)
             if axis.memory:
                 continue
+            kept = self.builder.kept.get((id(self.frame.module), id(value)))
+            if not window and kept is not None and kept[0] is value:
+                done[id(value)] = kept[1]
             if id(value) not in done:
                 op = Cache(x=value.type, window=window)
                 attribute = self.frame.attribute("keys" if name == "k" else "values")

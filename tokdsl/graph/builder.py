@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import tokdsl.graph.diagnostics
@@ -31,6 +32,8 @@ class Builder:
         self.report = report
         self.instances: dict[object, Module] = {}
         self.companions: dict[tuple[int, str], dict[str, Value]] = {}
+        #: what is kept of all tokens, by body and value: (value, kept)
+        self.kept: dict[tuple[int, int], tuple[Value, Value]] = {}
         self.program: Program | None = None
         self.by_name = {cls.name: cls for cls in REGISTRY.values()}
         self.rows = 0
@@ -195,7 +198,7 @@ class Builder:
 
     def companion(self, frame: Frame, field: str, values: list[Value]) -> Value | None:
         """Return the hidden operand of an operation: rows per expert, row order, or validity."""
-        if field in ("valid", "starts", "batch"):
+        if field in ("valid", "starts", "batch", "clock"):
             return self._of_tokens(frame, field, values)
         for value in values:
             for axis in value.type.axes:
@@ -227,7 +230,7 @@ class Builder:
 
     def _of_tokens(self, frame: Frame, field: str, values: list[Value]) -> Value | None:
         """Return which tokens are padding, which begin a document, or how many rows there are."""
-        from tokdsl.ops.ambient import BatchOf, Starts, Valid
+        from tokdsl.ops.ambient import BatchOf, ClockOf, Starts, Valid
 
         axes = [
             (axis, value)
@@ -240,7 +243,9 @@ class Builder:
         axis, value = min(axes, key=lambda item: _depth(item[0]), default=(None, None))
         if axis is None or value is None:
             return None
-        cls = {"valid": Valid, "starts": Starts, "batch": BatchOf}[field]
+        if field == "clock":
+            axis = replace(axis, memory=True)  # as attention asks for it: one for all
+        cls = {"valid": Valid, "starts": Starts, "batch": BatchOf, "clock": ClockOf}[field]
         return self.apply(frame, cls(axis=axis), {}, value.span)[0]
 
     def per_row(self, frame: Frame, value: Value) -> Value:

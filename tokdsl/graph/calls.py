@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokdsl.diagnostics import Label
 from tokdsl.graph import statics
 from tokdsl.graph.arguments import OPERAND_KINDS, Arguments, Given, describe, op_owns, rank
 from tokdsl.graph.builder import Poison
 from tokdsl.graph.frame import Frame
-from tokdsl.graph.program import Value
+from tokdsl.graph.program import OpNode, Value
 from tokdsl.graph.statics import AbstractClosure, Closure, StaticError, Unknown
 from tokdsl.ops.base import Argument, Fault, Op, arguments
 from tokdsl.resolve.modules import DefinitionRef
@@ -25,7 +27,9 @@ class Calls(Arguments):
             name = node.function.id
             if frame.find(name) is None and frame.file.find(name) is None:
                 if name == "each":
-                    return self._each(frame, node)
+                    from tokdsl.graph.experts import ExpertsBuilder
+
+                    return ExpertsBuilder(self, frame, node).build()
                 if name in ("position", "valid"):
                     return self._ambient(frame, name, node)
                 if name in statics.STATIC_CALLS:
@@ -97,7 +101,7 @@ class Calls(Arguments):
         raise self.fail(frame, "unknown-axis", node.span, f"no token axis `{name}` here")
 
     @property
-    def ops(self) -> dict[str, type[Op]]:
+    def ops(self) -> Mapping[str, type[Op]]:
         """The primitives that a program may name."""
         from tokdsl.ops import WRITTEN
 
@@ -155,7 +159,8 @@ class Calls(Arguments):
                 axes = next((a for a in fields.values() if a.kind == "new_axes"), None)
                 raise self._unknown_argument(frame, cls.op_name, name, argument, fields, axes)
             if spec.kind in OPERAND_KINDS:
-                operand = self._operand(frame, argument.value, spec.optional)
+                index = name in ("select", "among")
+                operand = self._operand(frame, argument.value, spec.optional, index)
                 if operand is not None:
                     inputs[name] = operand
             else:
@@ -174,8 +179,12 @@ class Calls(Arguments):
             )
         return self.finish_op(frame, cls, inputs, values, node, closure)
 
-    def _operand(self, frame: Frame, node: tree.Expression, optional: bool) -> Value | None:
+    def _operand(
+        self, frame: Frame, node: tree.Expression, optional: bool, index: bool = False
+    ) -> Value | None:
         value = self.evaluate(frame, node)
+        if index and isinstance(value, tuple) and len(value) == 2:
+            value = value[1]  # of the results of `topk` the indices
         if value is None and optional:
             return None
         if value is None:
@@ -289,8 +298,14 @@ class Calls(Arguments):
             from tokdsl.graph.attention import AttentionBuilder
 
             return AttentionBuilder(self, frame, inputs, values, node).build()
-        if cls.op_name == "dispatch":
-            values["rows"] = sum(1 for n in frame.module.nodes if len(n.outputs) == 3)
+        if cls.op_name == "topk":
+            from tokdsl.graph.selection import select
+
+            chosen = select(self, frame, inputs, values, node)
+            if chosen is not None:
+                return chosen
+        if "rows" in cls.hidden:
+            values["rows"] = self.rows_before(frame)
         if "clock" in cls.hidden:
             values["clock"] = self.new_clock(frame.targets.get(id(node), ""))
         for spec in arguments(cls):
@@ -334,17 +349,24 @@ class Calls(Arguments):
                     f"the shared `{closure.shared}` is used on another type than before",
                 )
         results = self.apply(frame, op, ordered, node.span, node, attribute)
-        self.note_companions(frame, results)
-        if frame.stack is not None and op.op_name in ("weight", "buffer"):
+        self.note_companions(frame, results, cls.companions)
+        if frame.stack is not None and cls.per_row:
             return self.per_row(frame, results[0])
-        return results[0] if len(results) == 1 or op.op_name == "dispatch" else results
+        return results[0] if len(results) == 1 or cls.companions else results
 
-    def note_companions(self, frame: Frame, results: tuple[Value, ...]) -> None:
-        """Remember the hidden results of a dispatch by the rows that it made."""
+    def rows_before(self, frame: Frame) -> int:
+        """Return how many operations of this body made rows: the number of the next one."""
+        made = (n for n in frame.module.nodes if isinstance(n, OpNode) and "rows" in n.op.hidden)
+        return sum(1 for _ in made)
+
+    def note_companions(
+        self, frame: Frame, results: tuple[Value, ...], names: tuple[str, ...]
+    ) -> None:
+        """Remember the hidden results of an operation by the rows that it made."""
         for axis in results[0].type.axes:
-            if axis.group is not None and len(results) == 3:
+            if axis.group is not None and names:
                 key = (id(results[0].owner), str(axis.size))
-                self.companions[key] = {"groups": results[1], "order": results[2]}
+                self.companions[key] = dict(zip(names, results[1:], strict=True))
 
     def shared_name(self, frame: Frame, closure: Closure, node: tree.Node | None) -> str:
         """Return the name of a shared instance, if it is owned by this body.
@@ -451,43 +473,7 @@ class Calls(Arguments):
         parameter = next(p for p in target.definition.parameters if p.name == name)
         return self.parameter_value(frame, parameter, node)
 
-    # ----------------------------------------------------------------- experts
-
-    def _each(self, frame: Frame, node: tree.Call) -> object:
-        """``each(expert, rows)``: one set of parameters per entry of the rows' group axis."""
-        if len(node.operands) != 2 or node.statics:
-            raise self.fail(
-                frame,
-                "missing-argument",
-                node.span,
-                "`each` takes a definition and the rows of a dispatch: `each(expert, rows)`",
-            )
-        closure = self.evaluate(frame, node.operands[0].value)
-        rows = self.evaluate(frame, node.operands[1].value)
-        if isinstance(closure, AbstractClosure):
-            return rows
-        if not isinstance(rows, Value) or not isinstance(closure, Closure):
-            raise self.fail(
-                frame, "operand-kind", node.span, "`each` takes a definition and tensor rows"
-            )
-        if isinstance(rows.type, UnknownType):
-            raise Poison
-        axis = next((a for a in rows.type.axes if a.group is not None), None)
-        if axis is None or axis.group is None:
-            raise self.fail(
-                frame,
-                "operand-kind",
-                node.operands[1].span,
-                f"`each` needs dispatched rows, found {rows.type}",
-                help="dispatch first: `rows = dispatch(x, r)`",
-            )
-        name = node.operands[0].value
-        frame.targets[id(node)] = name.id if isinstance(name, tree.Name) else closure.name
-        outer, frame.stack = frame.stack, axis.group
-        try:
-            return self.apply_closure(frame, closure, rows, node)
-        finally:
-            frame.stack = outer
+    # ----------------------------------------------------------------- partial applications
 
     def apply_closure(
         self, frame: Frame, closure: Closure, value: Value, node: tree.Node

@@ -7,7 +7,7 @@ from tokdsl.graph import signature, statics
 from tokdsl.graph.builder import Poison
 from tokdsl.graph.calls import Calls
 from tokdsl.graph.frame import Frame
-from tokdsl.graph.program import CallNode, LoopNode, Module, OpNode, Value
+from tokdsl.graph.program import SELECTION, CallNode, LoopNode, Module, OpNode, Value
 from tokdsl.graph.signature import Matched
 from tokdsl.graph.statics import AbstractClosure, Closure, Unknown, static_key
 from tokdsl.ops.base import AxisRef, Fault
@@ -379,7 +379,9 @@ def parameters_of(module: Module) -> list[object]:
 
 
 def owns(module: Module) -> bool:
-    """Whether a module has parameters or state, its own or in what it calls."""
+    """Whether a module has parameters or state, its own or in what it calls, or runs in blocks."""
+    if module.kind == SELECTION:
+        return True
     for node in module.nodes:
         if isinstance(node, OpNode) and (node.op.parameters() or node.op.state() is not None):
             return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokdsl.diagnostics import did_you_mean
 from tokdsl.graph import statics
 from tokdsl.graph.builder import Builder, Poison
@@ -188,8 +190,32 @@ class Expressions(Builder):
             spec.name: self.tensor(frame, value, node)
             for spec, value in zip(fields, values, strict=True)
         }
+        if name in ("add", "subtract"):
+            self._check_clocks(frame, list(inputs.values()), node)
         op = cls(**{key: value.type for key, value in inputs.items()})
         return self.apply(frame, op, inputs, node.span)[0]
+
+    def _check_clocks(self, frame: Frame, values: list[Value], node: tree.Node) -> None:
+        """A sum of a stream and chunks would pair each with each: one of them is not yet back.
+
+        Names that are given to the axes, by indices or `rename`, say that pairs are meant.
+        """
+        streams = [v.type for v in values if isinstance(v.type, TensorType) and v.type.is_float]
+        if len(streams) < 2:
+            return
+        names = {axis.name for axis in streams[0].axes} & {axis.name for axis in streams[1].axes}
+        one, other = (_only_stream(kind, names) for kind in streams)
+        if not names or one is None or other is None:
+            return
+        if _is_plain_chunk(one) or _is_plain_chunk(other):
+            clocks = " and ".join(f"`{a.clock.name}`" for a in (one, other) if a.clock is not None)
+            raise self.fail(
+                frame,
+                "clock-mismatch",
+                node.span,
+                f"operands live on different clocks: {clocks}",
+                help="go back to the finer stream first: `upsample(y, c)`",
+            )
 
     def tensor(self, frame: Frame, value: object, node: tree.Node) -> Value:
         """Return a value as an operand; numbers become literals.
@@ -281,7 +307,8 @@ class Expressions(Builder):
         kind = value.type
         if isinstance(kind, UnknownType):
             raise Poison
-        own = next((a for a in kind.axes if a.clock is not None and a.clock == axis.clock), None)
+        same = [a for a in kind.axes if a.clock is not None and a.clock == axis.clock]
+        own = next((a for a in same if a.block == axis.block), None)
         if own is None or not isinstance(kind, TensorType):
             clock = axis.clock.name if axis.clock is not None else axis.name
             raise self.fail(
@@ -290,6 +317,8 @@ class Expressions(Builder):
                 index.span,
                 f"the value {kind} has no token axis on clock `{clock}` to index by `{name}`",
             )
+        if own.memory and not axis.memory:
+            axis = replace(own, name=name)
         op = Rename(x=kind, old=own.name, axis=axis)
         return self.apply(frame, op, {"x": value}, index.span)[0]
 
@@ -325,3 +354,15 @@ class Expressions(Builder):
             f"module `{scope.name}` has no `{node.name}`",
             help=did_you_mean(node.name, scope.names),
         )
+
+
+def _only_stream(kind: TensorType, shared: set[str]) -> Axis | None:
+    """Return the only token axis of a value, if the other operand does not have it."""
+    found = [axis for axis in kind.axes if axis.clock is not None]
+    return found[0] if len(found) == 1 and found[0].name not in shared else None
+
+
+def _is_plain_chunk(axis: Axis) -> bool:
+    """Whether an axis of chunks has the name that it got when the stream was cut."""
+    clock = axis.clock
+    return clock is not None and bool(clock.cut) and axis.name in ("C", "CC", clock.name)

@@ -51,6 +51,8 @@ class PredicateReader:
             touching = a.hi + 1 >= b.lo and b.hi + 1 >= a.lo
             union = a.union(b)
             return Interval(union.lo, union.hi, union.exact and touching)
+        if name == "seen":  # padding and other documents aside, the condition that it is given
+            return self.interval(node.inputs[0], inputs) if "where" in node.operands else EVERYTHING
         if name == "logical_not":
             return self._negated(node.inputs[0], inputs)
         if name in ("less", "less_equal", "greater", "greater_equal", "equal"):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from tokdsl.ops.base import Op
 
 
+#: kind of the modules that choose among tokens: run on some queries at a time
+SELECTION = "selection"
+
+
 @dataclass(eq=False, slots=True)
 class Value:
     """One tensor in a module's body.

@@ -352,6 +352,7 @@ class Statements(Definitions):
         """Repeat in this very body, so that a definition shared here is one instance."""
         names = dict(frame.names)
         for i in range(count):
+            frame.names = dict(names)  # nothing but the stream goes from one layer to the next
             if statement.index is not None:
                 number: object = Unknown("int") if frame.symbolic else Dim.of(i)
                 frame.bind(statement.index, number)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tokdsl.checks.constancy import Constancy
-from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.graph.program import SELECTION, AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.lower import selection
 from tokdsl.lower.chunks import chunks_in, read_clocks, stage_clock, wanted_clocks
 from tokdsl.lower.decisions import choices, keeper, place, without_keepers
 from tokdsl.lower.experts import MixNode
 from tokdsl.lower.fixed import keep_together, kept_field
-from tokdsl.lower.names import Names
+from tokdsl.lower.names import Names, state_names
 from tokdsl.lower.plan import Loop, Statement
 from tokdsl.lower.statistics import gather
+from tokdsl.lower.training import gather_training, training_alone
 from tokdsl.ops.ambient import ClockOf, Constant, Position, Reading, Rename
 from tokdsl.ops.base import Code
+from tokdsl.ops.phase import InTraining
 from tokdsl.source import Span
 from tokdsl.types.tensors import (
     Axis,
@@ -46,6 +49,7 @@ class Shared:
         functions: ``functional.py`` functions used so far.
         once: names of the inputs and stages that a decoder reads once.
         constancy: which values decode steps need not compute again; None if there are none.
+        training: by module, the nodes that training alone runs.
     """
 
     streaming: bool
@@ -55,9 +59,14 @@ class Shared:
     functions: set[str] = field(default_factory=set)
     once: set[str] = field(default_factory=set)
     constancy: Constancy | None = None
+    training: dict[int, set[int]] = field(default_factory=dict)
 
     def in_steps(self, module: Module, node: Node) -> bool:
         """Whether decode steps run a node, so that it may have a state."""
+        if id(module) not in self.training:
+            self.training[id(module)] = set(training_alone(module))
+        if id(node) in self.training[id(module)]:
+            return False
         known = self.constancy
         return known is None or (known.entered(module) and not known.is_fixed(node))
 
@@ -85,9 +94,12 @@ class Body:
         self.arguments: dict[tuple[str, str], str] = {}
         #: names of the choices that are recorded, and the clock whose tokens the record counts
         self._choices = choices(module) if id(module) in shared.decides else {}
-        self.decision_clock = ""
+        self.decision_clock = ""  # stays so in a choice: it is recorded outside
         #: nodes that serve auxiliary values alone
         self._for_aux = gather(module)
+        #: nodes that training alone needs, and the operation that takes what they make
+        self._for_training = gather_training(module, self._for_aux)
+        self._block = ""
         #: nodes that are computed once, and what is kept of them between decode steps
         self._once, self._kept = keep_together(module, shared.constancy, self._for_aux)
         self._bound = {id(value) for value in self._kept}
@@ -128,22 +140,25 @@ class Body:
         if clock is None:
             return
         stream = self.module.inputs[0]
-        if not self.shared.streaming or id(self.module) not in self.shared.stateful:
+        if not self.shared.streaming:
             return
         chunks, kind = chunks_in(self.module).get(clock.name), self.module.results[0].type
         if chunks is None or not isinstance(kind, TensorType):
             return
-        self.states.add("enter_chunks")
         x, name = self.text[id(stream)], self.text[id(chunks)]
         sizes = ["0" if a.clock == clock else str(a.size) for a in kind.axes]
         empty = f"{x}.new_zeros({', '.join([f'{x}.shape[0]', *sizes])})"
         span = self.module.span
         self.statements += [
-            Statement((), "if state is not None:", "", span),
-            Statement((), f"if {name}.handed == 0:", "", span, 4),
-            Statement((), f"return {empty}", "", span, 8),
-            Statement((), f"enter_chunks(state, {name})", "", span, 4),
+            Statement((), f"if {name}.handed == 0:", "", span),
+            Statement((), f"return {empty}", "", span, 4),
         ]
+        if id(self.module) in self.shared.stateful:
+            self.states.add("enter_chunks")
+            self.statements += [
+                Statement((), "if state is not None:", "", span),
+                Statement((), f"enter_chunks(state, {name})", "", span, 4),
+            ]
 
     def _announce(self, node: Node) -> None:
         """Tell the decode states of a node which chunks the call is about."""
@@ -165,9 +180,7 @@ class Body:
         if isinstance(node, LoopNode):
             part = self.names.take("layer", id(lines))
             lines = [f"for {part} in {state}:", f"    enter_chunks({part}, {chunks})"]
-        self.statements.append(
-            Statement((), "if state is not None:", "", node.span, self._indent)
-        )
+        self.statements.append(Statement((), "if state is not None:", "", node.span, self._indent))
         for line in lines:
             text = line.lstrip()
             indent = self._indent + 4 + len(line) - len(text)
@@ -176,10 +189,13 @@ class Body:
     def _guard(self, node: Node) -> None:
         """Open or close the block of what only auxiliary values need, or what is kept."""
         self._keep(node)
-        inside = id(node) in self._for_aux
-        if inside and not self._indent:
-            self.statements.append(Statement((), "if aux is not None:", "", node.span))
-        self._indent = 4 if inside or id(node) in self._once else 0
+        block = "if aux is not None:" if id(node) in self._for_aux else ""
+        if id(node) in self._for_training:
+            block = "if self.training:"
+        if block and self._block != block:
+            self.statements.append(Statement((), block, "", node.span))
+        self._block = block
+        self._indent = 4 if block or id(node) in self._once else 0
 
     def _keep(self, node: Node | None) -> None:
         """Open the block of what decode steps do not compute again before its first node.
@@ -255,6 +271,8 @@ class Body:
 
     def _op(self, node: OpNode) -> None:
         value = node.outputs[0]
+        if self._for_training.get(id(node)) is node:
+            return self._choose_phase(node, value)
         text = self.expression(node)
         if self._is_plain(node, text):
             self._set_inline(value, text, node.inputs)
@@ -265,6 +283,17 @@ class Body:
             self._set_inline(value, text, node.inputs)
         else:
             self._bind(node, value, text, self._wanted(node, value))
+
+    def _choose_phase(self, node: OpNode, value: Value) -> None:
+        """Close the block of training with its value, and take the other one otherwise."""
+        assert isinstance(node.op, InTraining)
+        x, otherwise = node.op.branches(self._code(node))
+        self._bind(node, value, x, self._wanted(node, value))
+        name, span = self.text[id(value)], self._span(node, value)
+        if otherwise != name:
+            self.statements.append(Statement((), "else:", "", span))
+            self.statements.append(Statement((name,), otherwise, "", span, 4))
+        self._block, self._indent = "", 0
 
     def _is_plain(self, node: OpNode, text: str) -> bool:
         """Whether a value is only another name: a literal, an attribute, an operand."""
@@ -349,9 +378,16 @@ class Body:
 
     def expression(self, node: OpNode) -> str:
         """Return the torch expression of an operation over the texts of its operands."""
+        if isinstance(node.op, Reading):
+            return self.ambient(node.op)
+        code = self._code(node)
+        text = node.op.torch(code)
+        self.shared.functions |= code.imports
+        return text
+
+    def _code(self, node: OpNode) -> Code:
+        """Return what an operation writes its expression with."""
         op = node.op
-        if isinstance(op, Reading):
-            return self.ambient(op)
         operands = {
             name: self.text[id(value)]
             for name, value in zip(node.operands, node.inputs, strict=True)
@@ -364,10 +400,7 @@ class Body:
         chosen = self._choices.get(id(node))
         decision = self._keeper(chosen, op.choice()) if chosen else ""
         result = node.outputs[0].type
-        code = Code(operands, types, result, attribute, state, self.sizes, decision)
-        text = op.torch(code)
-        self.shared.functions |= code.imports
-        return text
+        return Code(operands, types, result, attribute, state, self.sizes, decision)
 
     def _keeper(self, name: str, kind: TensorType | None) -> str:
         chunks = self._chunks_of(ragged(kind)) if kind is not None else []
@@ -384,7 +417,7 @@ class Body:
             return f"torch.arange({size}{on}).unsqueeze(0)"
         if size is not None:
             return "None"
-        key = "key_" if axis.memory and self.shared.streaming else ""
+        key = "key_" if axis.block or (axis.memory and self.shared.streaming) else ""
         given = self.arguments.get((axis.clock.name, op.attribute))
         if given is not None:
             if op.attribute == given.rpartition("_")[2] == "starts":
@@ -399,6 +432,9 @@ class Body:
         self.clocks.add(source)
         if key and axis.window:
             clock = f"{clock}.last({axis.window})"
+        if axis.block:
+            self.shared.functions.add("block_clock")
+            clock = f"block_clock({clock}, {axis.block})"
         return clock if isinstance(op, ClockOf) else f"{clock}.{key}{op.attribute}"
 
     def _clock(self, clock: Clock) -> tuple[str, str | None]:
@@ -451,12 +487,23 @@ class Body:
         experts = f"self.{node.attribute}, {node.experts}"
         return f"mix_experts({x}, {route}.pick, {route}.weight, {experts})"
 
+    def _chosen(self, node: CallNode) -> str:
+        """Return the call of a choice among tokens."""
+        self.shared.functions |= {"Decisions", "query_blocks"}
+        name = self._choices.get(id(node))
+        kind = node.outputs[1].type
+        assert isinstance(kind, TensorType)
+        decision = self._keeper(name, kind) if name else ""
+        return selection.call(node, [self.text[id(v)] for v in node.inputs], decision)
+
     def _call(self, node: CallNode) -> None:
         state = f"state and state.{self._state_name(node)}" if self._in_steps(node) else "None"
         arguments = self._arguments(node, state)
         text = f"self.{node.attribute}({arguments})"
         if isinstance(node, MixNode):
             text = self._mixed(node)
+        elif node.module.kind == SELECTION:
+            text = self._chosen(node)
         value = node.outputs[0]
         if len(node.outputs) > 1:
             self._bind_all(node, text)
@@ -524,25 +571,9 @@ def called_by(node: Node) -> tuple[Module, ...]:
     return node.modules if isinstance(node, LoopNode) else ()
 
 
-def state_names(module: Module) -> dict[int, str]:
-    """Return the state field of each node: ``f``, ``f_2`` for further uses of a shared ``f``."""
-    owned = {node.attribute for node in module.nodes}
-    taken: set[str] = set()
-    names: dict[int, str] = {}
-    for node in module.nodes:
-        name, number = node.attribute, 1
-        while name in taken or (number > 1 and name in owned):
-            number += 1
-            name = f"{node.attribute}_{number}"
-        if name:
-            taken.add(name)
-            names[id(node)] = name
-    return names
-
-
 def _hidden_name(node: Node, value: Value) -> str:
-    if isinstance(node, OpNode) and node.op.op_name == "dispatch" and value.index:
-        return ("groups", "order")[value.index - 1]
+    if isinstance(node, OpNode) and node.op.companions and value.index:
+        return node.op.companions[value.index - 1]
     return ""
 
 

@@ -11,6 +11,7 @@ from tokdsl.checks.weights import read_layouts
 from tokdsl.graph.definitions import owns
 from tokdsl.graph.parameters import model_parameters
 from tokdsl.graph.program import (
+    SELECTION,
     AuxNode,
     CallNode,
     Input,
@@ -21,18 +22,19 @@ from tokdsl.graph.program import (
     StageUse,
     Value,
 )
-from tokdsl.lower.body import Body, Shared, Unsupported, called_by, shape_comment, state_names
+from tokdsl.lower.body import Body, Shared, Unsupported, called_by, shape_comment
 from tokdsl.lower.chunks import hand_on_first_tokens
 from tokdsl.lower.config import config_field, plain
 from tokdsl.lower.decisions import choices, clock_of
 from tokdsl.lower.experts import fuse_experts
 from tokdsl.lower.fixed import KEPT, kept_field
-from tokdsl.lower.hoist import Hoister
+from tokdsl.lower.hoist import Hoister, drop_unused
 from tokdsl.lower.inline import Inliner
 from tokdsl.lower.layouts import lower_layouts
 from tokdsl.lower.merge import code_key, take_sizes
-from tokdsl.lower.names import class_name, variable
+from tokdsl.lower.names import class_name, state_names, variable
 from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
+from tokdsl.lower.selection import search_among
 from tokdsl.lower.terms import name_terms
 from tokdsl.ops.base import ParameterSpec
 from tokdsl.ops.batch import EXAMPLES
@@ -77,6 +79,11 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     stages = [(use, inliner.module(use.module)) for use in program.stages]
     terms = name_terms(program)
     objective = inliner.module(program.objective) if program.objective is not None else None
+    for module in (m for _, stage in stages for m in _callees_first(stage)):
+        if module.kind == SELECTION:
+            search_among(module)
+        elif any(called.kind == SELECTION for called in module.modules()):
+            drop_unused(module)  # equations over pairs, which the choices have of their own
     hand_on_first_tokens(m for _, module in stages for m in _callees_first(module))
     for _, module in stages:
         hoister.hoist(module)
@@ -225,7 +232,7 @@ def _add_class(context: Context, module: Module, stage: str) -> None:
     body = Body(module, context.shared, size_names(module))
     clocks = _clock_names(context, stage)
     body.clock_names = clocks if module.kind == "stage" else {}
-    body.decision_clock = context.decision_clock
+    body.decision_clock = context.decision_clock if module.kind != SELECTION else ""
     plan = ClassPlan(name, module.name, module.kind, module.span, doc=module.doc)
     for value in module.inputs:
         text = body.input(value, value.name or "x")

@@ -13,7 +13,7 @@ from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Value
 from tokdsl.ops.ambient import Reading
 from tokdsl.ops.base import Op, arguments
 from tokdsl.ops.chunks import Chunks, clock_of
-from tokdsl.ops.clock import Pool
+from tokdsl.ops.clock import Pool, Upsample
 from tokdsl.types.tensors import Axis, ChunksType, Clock, ragged
 
 
@@ -33,6 +33,9 @@ def hand_on_first_tokens(modules: Iterable[Module]) -> None:
                 if clock_of(op.chunks).name in whole:
                     node.op = _changed(op, waits=True)
                     node.attribute = node.attribute or _unused_name(module)
+            elif isinstance(op, Upsample) and isinstance(op.like, ChunksType):
+                early = op.read == "closed" and clock_of(op.like).name not in whole
+                node.op = _changed(op, early=early) if early else op
 
 
 def _unused_name(module: Module) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tokdsl.graph.program import Module, OpNode
+from tokdsl.graph.program import SELECTION, CallNode, Module, Node, OpNode
 from tokdsl.lower.statistics import alone
 from tokdsl.types.tensors import Clock, TensorType
 
@@ -22,8 +22,11 @@ def choices(module: Module) -> dict[int, str]:
     """
     apart = alone(module)
     names: dict[int, str] = {}
+    if module.kind == SELECTION:  # one choice, recorded where the module is called
+        first = next(n for n in module.nodes if isinstance(n, OpNode) and n.op.choice() is not None)
+        return {id(first): "choice"}
     for node in module.nodes:
-        if isinstance(node, OpNode) and id(node) not in apart and node.op.choice() is not None:
+        if id(node) not in apart and _chooses(node):
             base = _name(node)
             name, number = base, 1
             while name in names.values():
@@ -33,9 +36,15 @@ def choices(module: Module) -> dict[int, str]:
     return names
 
 
-def _name(node: OpNode) -> str:
+def _chooses(node: Node) -> bool:
+    if isinstance(node, CallNode):
+        return node.module.kind == SELECTION
+    return isinstance(node, OpNode) and node.op.choice() is not None
+
+
+def _name(node: Node) -> str:
     named = (value.name for value in reversed(node.outputs) if value.name not in ("", "_"))
-    return next(named, type(node.op).op_name)
+    return next(named, type(node.op).op_name if isinstance(node, OpNode) else "topk")
 
 
 def keeper(name: str, kind: TensorType | None, clock: str, chunks: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from tokdsl.graph.program import AuxNode, CallNode, Module, Node, OpNode, Value
 from tokdsl.ops.parameters import Linear
 from tokdsl.ops.route import Combine, Dispatch
+from tokdsl.types.tensors import RouteType
 
 
 @dataclass(eq=False, slots=True)
@@ -54,6 +55,8 @@ def _chain(
     if not isinstance(combine, OpNode) or not isinstance(combine.op, Combine):
         return None
     same_route = combine.inputs[1] is dispatch.inputs[1]
+    if isinstance(kind := dispatch.inputs[1].type, RouteType) and kind.expected:
+        return None
     only_reader = readers.get(id(call.outputs[0]), []) == [combine]
     if not (same_route and only_reader and _takes_one_expert(call.module)):
         return None

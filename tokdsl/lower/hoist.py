@@ -6,7 +6,7 @@ modules that use them, and are computed where the tokens come in. Equal ones are
 
 from __future__ import annotations
 
-from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Value
+from tokdsl.graph.program import SELECTION, CallNode, LoopNode, Module, Node, OpNode, Value
 from tokdsl.ops.ambient import Constant, Reading
 from tokdsl.types.tensors import Axis, ChunksType
 
@@ -96,7 +96,8 @@ class Hoister:
             what: object = node.op
             if isinstance(node.op, Reading) and isinstance(node.op.axis, Axis):
                 axis = node.op.axis  # its name differs between definitions
-                what = (type(node.op), axis.clock, axis.memory, axis.window, str(axis.size))
+                width = (axis.window, axis.block, str(axis.size))
+                what = (type(node.op), axis.clock, axis.memory, *width)
             found = (what, value.index, tuple(self._key(v, keys) for v in node.inputs))
             keys[id(value)] = found
         return found
@@ -131,7 +132,10 @@ class Hoister:
         """Make the ambient values that this body uses its inputs."""
         ambient: set[int] = set()
         here = _clocks_made(module)
+        blocked = module.kind == SELECTION  # conditions over pairs are made block by block
         for node in module.nodes:
+            if blocked and node.inputs:
+                continue
             if is_ambient(node, ambient) and not _reads(node, here):
                 ambient.update(id(v) for v in node.outputs)
         wanted: dict[int, Value] = {}

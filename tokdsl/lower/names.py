@@ -7,6 +7,7 @@ import keyword
 import re
 from functools import lru_cache
 
+from tokdsl.graph.program import Module
 from tokdsl.resources import resource
 
 #: names that emitted modules use themselves
@@ -71,3 +72,19 @@ class Names:
         """Give back the names that a dead value held."""
         for name in [n for n, who in self._live.items() if who == owner]:
             del self._live[name]
+
+
+def state_names(module: Module) -> dict[int, str]:
+    """Return the state field of each node: ``f``, ``f_2`` for further uses of a shared ``f``."""
+    owned = {node.attribute for node in module.nodes}
+    taken: set[str] = set()
+    names: dict[int, str] = {}
+    for node in module.nodes:
+        name, number = node.attribute, 1
+        while name in taken or (number > 1 and name in owned):
+            number += 1
+            name = f"{node.attribute}_{number}"
+        if name:
+            taken.add(name)
+            names[id(node)] = name
+    return names

@@ -250,6 +250,19 @@ class Erf(Unary):
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.1283791670955126 * tl.exp(-{x} * {x})"}
 
 
+@op("lgamma")
+class LogGamma(Unary):
+    """The logarithm of the gamma function's absolute value: of factorials, at ``n + 1``.
+
+    Shape: [*a] -> [*a].   Gradient: smooth for positive `x`.
+    """
+
+    pattern: ClassVar[str] = "{x}.lgamma()"
+    kernel: ClassVar[str | None] = ""
+    slopes: ClassVar[Mapping[str, str]] = {"x": "{x}.digamma()"}
+    work: ClassVar[int] = 20
+
+
 @op("sigmoid")
 class Sigmoid(Unary):
     """``1 / (1 + exp(-x))``.

@@ -18,7 +18,7 @@ from tokdsl.ops.base import (
     op,
     tensor,
 )
-from tokdsl.ops.chunks import chunks_of, clock_of
+from tokdsl.ops.chunks import chunks_of, clock_of, own_number
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, ChunksType, TensorType, ValueType
 from tokdsl.types.time import EVERYTHING, INFINITY, Crossing, Flow, Interval
@@ -105,10 +105,11 @@ class SameChunk(Op):
         """A pair reads the chunks of both."""
         chunks = chunks_of(self.chunks, "attend")
         assert isinstance(self.key, Axis)
+        known = own_number(chunks)
         return {
             "chunks": [
-                Flow(chunks.fine.name, chunks.fine.name),
-                Flow(chunks.fine.name, self.key.name),
+                Flow(chunks.fine.name, chunks.fine.name, known),
+                Flow(chunks.fine.name, self.key.name, known),
             ]
         }
 
@@ -269,6 +270,11 @@ class Attend(Attention):
     the scaled score and both positions; `sinks` adds one logit per head to the softmax. With
     `within`, a query sees keys of its own chunk only.
 
+    With ``select``, an index set, each query reads only the keys that it names, or their blocks of
+    ``block`` tokens, and none after itself unless ``mask = full``; -1 names none. The ``first`` and
+    ``last`` tokens are read too. ``places`` turns each key by its place among those that are read,
+    in order, and the query as the last of them: a `rotation` over places, of ``pairs``.
+
     Shape: q [T, heads, k], k [S, kv_heads, k], v [S, kv_heads, v] -> [T, heads, v].
     Gradient: smooth.
     Source: Vaswani et al. 2017, section 3.2; grouped heads: Ainslie et al. 2023.
@@ -283,8 +289,14 @@ class Attend(Attention):
     score: Predicate | None = None
     sinks: Operand | None = None
     within: Operand | None = None
+    select: Operand | None = None
+    places: Operand | None = None
     scale: float | None = None
     over: AxisRef | None = None
+    block: int = 1
+    first: int = 0
+    last: int = 0
+    pairs: str = "half"
     structured: bool = False
     interval: object = EVERYTHING
     stride: int = 1
@@ -331,7 +343,7 @@ class Attend(Attention):
     def sees_itself(self) -> bool:
         """Whether the condition certainly allows every query the key at its own position."""
         interval = self.interval
-        if not isinstance(interval, Interval) or self.stride != 1:
+        if not isinstance(interval, Interval) or self.stride != 1 or token_axis(self.k, "k").block:
             return False
         return interval.exact and interval.lo <= 0 <= interval.hi
 

@@ -222,6 +222,12 @@ class Op:
     internal: ClassVar[bool] = False
     #: fields that the compiler fills
     hidden: ClassVar[tuple[str, ...]] = ()
+    #: names of the results but the first, which later operations find by themselves
+    companions: ClassVar[tuple[str, ...]] = ()
+    #: operands that are read in training alone
+    training_operands: ClassVar[tuple[str, ...]] = ()
+    #: what it owns is a value: a stacked instance is read per dispatched row
+    per_row: ClassVar[bool] = False
     #: a discrete decision; what `choice` says of it is recorded and replayed
     decision: ClassVar[bool] = False
     #: operand (``*``: any) -> its value -> what the result then is, whatever the other operands are

@@ -19,7 +19,7 @@ from tokdsl.ops.base import (
 )
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, ChunksType, Clock, TensorType, ValueType
-from tokdsl.types.time import PAST, Crossing, Flow
+from tokdsl.types.time import PAST, Crossing, Flow, Interval
 
 
 def chunks_of(kind: ValueType | None, operation: str) -> ChunksType:
@@ -87,11 +87,18 @@ def reduction(chunks: ChunksType, whole: bool) -> Crossing:
     return Crossing(clock_of(chunks).name, "reduce", whole)
 
 
+def own_number(chunks: ChunksType) -> Interval:
+    """Return which boundaries say in which chunk a token is: those up to it, or before it."""
+    last = -1 if clock_of(chunks).cut == "closes" else 0
+    return Interval(last, last)
+
+
 def extent(chunks: ChunksType, whole: bool) -> Crossing:
     """Return what a chunk reads of the boundaries: those up to where its extent is known."""
     clock = clock_of(chunks)
-    late = 1 if whole and clock.cut != "closes" else 0
-    return Crossing(clock.name, "reduce", whole, late)
+    late = 1 if whole else 0
+    # a boundary is stated at the first token of a chunk, or at the token before it
+    return Crossing(clock.name, "reduce", whole, late - (clock.cut == "closes"))
 
 
 @op("chunks")
@@ -201,6 +208,13 @@ class Chunks(Op):
 class _Record(Op):
     """Base of what chunks say of the tokens of their stream."""
 
+    chunks: Operand
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """A chunk that is cut after its last token is known one token earlier."""
+        kind = chunks_of(self.chunks, self.op_name)
+        return {"chunks": [Flow(kind.fine.name, kind.fine.name, own_number(kind))]}
+
     def isolates(self) -> bool:
         """Numbers and places mean the own document's chunks."""
         return True
@@ -217,8 +231,6 @@ class Segment(_Record):
     Shape: chunks[T, C] -> i64[T].
     """
 
-    chunks: Operand
-
     def type(self) -> TensorType:
         """One number per token."""
         kind = chunks_of(self.chunks, self.op_name)
@@ -231,8 +243,6 @@ class Place(_Record):
 
     Shape: chunks[T, C] -> i64[T].
     """
-
-    chunks: Operand
 
     def type(self) -> TensorType:
         """One number per token."""
@@ -337,6 +347,10 @@ class Inside(Op):
                 Flow(kind.fine.name, kind.coarse.name, crossing=extent(kind, True)),
             ]
         }
+
+    def repair(self) -> str:
+        """How to read no later token."""
+        return "ask only of chunks that are closed: `upsample(..., lag = 1)`"
 
     def isolates(self) -> bool:
         """Chunks end with their document."""

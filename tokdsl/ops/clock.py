@@ -26,12 +26,13 @@ from tokdsl.ops.chunks import (
     extent,
     fine_axis,
     open_chunk,
+    own_number,
     reduced,
     reduction,
 )
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, ChunksType, Clock, TensorType
-from tokdsl.types.time import INFINITY, Crossing, Flow, Interval
+from tokdsl.types.time import INFINITY, POINTWISE, Crossing, Flow, Interval
 
 #: how the tokens of a chunk become one, and which of them it is made of
 KINDS = {"mean": "whole", "max": "whole", "sum": "whole", "first": "first", "last": "last"}
@@ -183,11 +184,14 @@ class Upsample(Op):
     Gradient: smooth in ``x`` and ``start``, none in ``like``.
     """
 
+    hidden: ClassVar[tuple[str, ...]] = ("early",)
+
     x: Operand
     like: Operand
     start: Operand | None = None
     lag: int = 0
     read: str = "own"
+    early: bool = False
     valid: Companion | None = None
 
     def axes(self) -> tuple[Axis, Axis]:
@@ -266,14 +270,12 @@ class Upsample(Op):
         coarse, fine = self.axes()
         kept = [f for f in super().flows().get("x", []) if f.source != coarse.name]
         if isinstance(self.like, ChunksType):
-            clock = clock_of(self.like)
             closed = self.read == "closed"
-            crossing = Crossing(clock.name, "expand", closed=closed, lag=self.lag)
-            # the number of the own chunk counts the ends before the token
-            before = -1 if clock.cut == "closes" and not closed else 0
+            crossing = Crossing(clock_of(self.like).name, "expand", closed=closed, lag=self.lag)
+            known = POINTWISE if closed else own_number(self.like)
             return {
                 "x": [Flow(coarse.name, fine.name, crossing=crossing), *kept],
-                "like": [Flow(self.like.fine.name, fine.name, Interval(before, before))],
+                "like": [Flow(self.like.fine.name, fine.name, known)],
             }
         stride = self.stride().number
         if stride is None:
@@ -299,14 +301,16 @@ class Upsample(Op):
         return isinstance(self.like, ChunksType)
 
     def state(self) -> StateSpec | None:
-        """The chunks so far."""
+        """The newest chunks, as far back as a token reads."""
         if not isinstance(self.like, ChunksType):
             return None
         x, (coarse, _) = tensor(self.x, "x"), self.axes()
         width = Dim.of(1)
         for axis in x.axes:
             width = width if axis is coarse else width * axis.size
-        return StateSpec("HoldState", per_token=width)
+        # of chunks that are handed on with their first token the newest one may not be closed
+        kept = Dim.of(self.lag + (2 if self.early else 1))
+        return StateSpec("HoldState", (kept,), elements=width * kept)
 
     def remembers(self) -> Axis:
         """The tokens that read chunks: their rows are those of a call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from tokdsl.ops.base import (
     AxisRef,
@@ -184,6 +185,8 @@ class Weight(Op):
     Shape: -> [axes].   Gradient: smooth.
     """
 
+    per_row: ClassVar[bool] = True
+
     axes: tuple[NewAxis, ...] = ()
     init: Init | None = None
     dtype: str = "float"
@@ -210,6 +213,8 @@ class Buffer(Op):
 
     Shape: -> [axes].   Gradient: none.
     """
+
+    per_row: ClassVar[bool] = True
 
     axes: tuple[NewAxis, ...] = ()
     init: Init | None = None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
+from dataclasses import replace
 from typing import ClassVar
 
 from tokdsl.ops.base import AxisRef, Code, Companion, Fault, Op, Operand, op, tensor
 from tokdsl.types.dims import Dim
-from tokdsl.types.tensors import Axis, RouteType, TensorType
+from tokdsl.types.tensors import Axis, RouteType, TensorType, promote
 from tokdsl.types.time import Flow
-
-_numbers = count(1)
 
 
 def _route(kind: object, argument: str) -> RouteType:
@@ -28,16 +26,23 @@ def _by_name(kind: RouteType | TensorType, target: tuple[Axis, ...]) -> list[Flo
 class Route(Op):
     """A decision: which experts each token goes to (``pick``) and with what ``weight``.
 
+    With ``expected``, a pick of -1 is no choice: nothing is sent there, and nothing comes back.
+
+    Args:
+        expected: how many choices a token has on average where some picks are -1; without it
+            every pick must be a choice.
+
     Shape: i64 [*, top], [*, top] -> route[experts, top].   Gradient: smooth in the weights,
     none through the choice.
     """
 
-    #: what is recorded is the choice of ``pick``, by the operation that makes it
+    #: the choice of ``pick`` is recorded by the operation that makes it, here only what is dropped
     decision: ClassVar[bool] = True
 
     pick: Operand
     weight: Operand
     experts: Dim | None = None
+    expected: float | None = None
 
     def type(self) -> RouteType:
         """Tokens, experts and choices."""
@@ -55,7 +60,12 @@ class Route(Op):
                 "`route` needs `experts`, the number that the picks choose from",
                 help="write `route(pick, weight; experts = experts)`",
             )
-        return RouteType(pick.axes[:-1], Axis("experts", size), pick.axes[-1])
+        if self.expected is not None and self.expected <= 0:
+            raise Fault("argument-type", "`expected` must be a positive number", "expected")
+        expected = float(self.expected or 0.0)
+        batched = pick.batched or weight.batched
+        experts = Axis("experts", size)
+        return RouteType(pick.axes[:-1], experts, pick.axes[-1], batched, expected=expected)
 
     def flows(self) -> dict[str, list[Flow]]:
         """Every token decides for itself."""
@@ -66,13 +76,20 @@ class Route(Op):
         """Only through the weights."""
         return {"pick": False, "weight": True}
 
+    def choice(self) -> TensorType | None:
+        """The picks, where some are none."""
+        return tensor(self.pick, "pick") if self.expected else None
+
     def annotation(self) -> str:
         """The package's ``Route``."""
         return "Route"
 
     def torch(self, code: Code) -> str:
         """The pair."""
-        return f"{code.use('Route')}({code['pick']}, {code['weight']})"
+        pick = code["pick"]
+        if code.decision:
+            pick = f"{code.use('decided')}({pick}, {code.decision})"
+        return f"{code.use('Route')}({pick}, {code['weight']})"
 
 
 @op("route_field")
@@ -112,10 +129,11 @@ class Dispatch(Op):
     """
 
     hidden: ClassVar[tuple[str, ...]] = ("rows",)
+    companions: ClassVar[tuple[str, ...]] = ("groups", "order")
 
     x: Operand
     route: Operand
-    rows: object = None
+    rows: int = 0
 
     def type(self) -> tuple[TensorType, TensorType, TensorType]:
         """Rows; how many each expert has; and which choice each row is."""
@@ -135,8 +153,11 @@ class Dispatch(Op):
         )
 
     def _rows(self, x: TensorType, route: RouteType) -> Axis:
-        name = f"rows_{self.rows}"
-        return Axis("rows", Dim.of(name), group=route.experts)
+        return Axis("rows", Dim.of(f"rows_{self.rows}"), group=route.experts)
+
+    def sent(self) -> dict[str, RouteType]:
+        """Return the route by which rows were made, by the size of their axis."""
+        return {f"rows_{self.rows}": _route(self.route, "route")}
 
     def flows(self) -> dict[str, list[Flow]]:
         """Rows are tokens of their own; the way back is by ``combine``."""
@@ -151,8 +172,9 @@ class Dispatch(Op):
 
     def torch(self, code: Code) -> str:
         """A call of the package's ``dispatch``."""
-        experts = code.size(_route(self.route, "route").experts.size)
-        return f"{code.use('dispatch')}({code['x']}, {code['route']}.pick, {experts})"
+        route = _route(self.route, "route")
+        function = code.use("dispatch_some" if route.expected else "dispatch")
+        return f"{function}({code['x']}, {code['route']}.pick, {code.size(route.experts.size)})"
 
 
 @op("combine")
@@ -190,7 +212,101 @@ class Combine(Op):
 
     def torch(self, code: Code) -> str:
         """A call of the package's ``combine``."""
-        return f"{code.use('combine')}({code['y']}, {code['route']}.weight, {code['order']})"
+        function = code.use("combine_some" if _route(self.route, "route").expected else "combine")
+        return f"{function}({code['y']}, {code['route']}.weight, {code['order']})"
+
+
+@op("split_rows")
+class SplitRows(Op):
+    """Dispatched rows cut where one kind of experts ends and the next begins.
+
+    Shape: [rows by expert, d] -> for each kind: [its rows by expert, d], i64 [its experts].
+    Gradient: smooth.
+    """
+
+    internal: ClassVar[bool] = True
+    hidden: ClassVar[tuple[str, ...]] = ("rows",)
+
+    x: Operand
+    groups: Companion
+    counts: object = ()
+    route: object = None
+    rows: int = 0
+
+    def type(self) -> tuple[TensorType, ...]:
+        """Return the rows of each kind and how many each of its experts has."""
+        x = tensor(self.x, "x")
+        found: list[TensorType] = []
+        for name, route in self.sent().items():
+            axis = Axis("rows", Dim.of(name), group=route.experts)
+            found.append(x.with_axes((axis, *x.axes[1:])))
+            found.append(TensorType((route.experts,), "i64", batched=False))
+        return tuple(found)
+
+    def sent(self) -> dict[str, RouteType]:
+        """Return the part of the route for each kind of experts, by the size of its rows."""
+        route, counts = self.route, self.counts
+        assert isinstance(route, RouteType) and isinstance(counts, tuple)
+        total = sum(counts)
+        top = route.expected or route.top.size.number or 1
+        return {
+            f"rows_{self.rows}_{i}": replace(
+                route, experts=Axis("experts", Dim.of(n)), expected=top * n / total
+            )
+            for i, n in enumerate(counts)
+        }
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Every row keeps to itself."""
+        return {"x": [Flow("rows", "rows")]}
+
+    def gradient(self) -> dict[str, bool]:
+        """Rows are views."""
+        return {"x": True, "groups": False}
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        assert isinstance(self.counts, tuple)
+        return f"{code.use('split_rows')}({code['x']}, {code['groups']}, {self.counts})"
+
+
+@op("join_rows")
+class JoinRows(Op):
+    """The rows of several kinds of experts, as they were before they were split.
+
+    Shape: [rows by expert, d], ... -> [rows by expert, d].   Gradient: smooth.
+    """
+
+    internal: ClassVar[bool] = True
+
+    parts: tuple[Operand, ...]
+    rows: object = None
+
+    def type(self) -> TensorType:
+        """Return the rows of all kinds.
+
+        Raises:
+            Fault: if the kinds give different results.
+        """
+        kinds = [tensor(kind, "parts") for kind in self.parts]
+        first = kinds[0]
+        for kind in kinds[1:]:
+            if [a.size for a in kind.axes[1:]] != [a.size for a in first.axes[1:]]:
+                raise Fault(
+                    "size-mismatch", f"one kind of experts gives {first}, another {kind}", "parts"
+                )
+        assert isinstance(self.rows, Axis)
+        dtype = promote(*(kind.dtype for kind in kinds))
+        return TensorType((self.rows, *first.axes[1:]), dtype, batched=False)
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Every row keeps to itself."""
+        return {name: [Flow("rows", "rows")] for name, _ in self.operand_types()}
+
+    def torch(self, code: Code) -> str:
+        """Return the concatenation."""
+        parts = ", ".join(code[name] for name, _ in self.operand_types())
+        return f"torch.cat(({parts}))"
 
 
 @op("per_row")
@@ -224,4 +340,13 @@ class PerRow(Op):
         return f"{code['x']}.repeat_interleave({code['groups']}, dim=0)"
 
 
-__all__ = ["AxisRef", "Combine", "Dispatch", "PerRow", "Route", "RouteField"]
+__all__ = [
+    "AxisRef",
+    "Combine",
+    "Dispatch",
+    "JoinRows",
+    "PerRow",
+    "Route",
+    "RouteField",
+    "SplitRows",
+]

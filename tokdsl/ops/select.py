@@ -36,6 +36,7 @@ from tokdsl.ops.base import (
     tensor,
 )
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.selected import check_among
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import EVERYTHING, Flow, Interval
 
@@ -50,6 +51,10 @@ class TopK(Op):
     Only entries where the condition holds are chosen; if there are fewer than ``k``, the rest of
     the values is -inf and the rest of the indices -1.
 
+    Over an index of an equation over pairs of tokens the indices are an index set, which
+    `attend` takes as ``select``: -1 where nothing is chosen. Nothing is kept of all pairs then.
+    With ``among``, an index set of blocks of ``block`` tokens, only their tokens are looked at.
+
     Shape: [*, over] -> values [*, k], indices i64[*, k].   Gradient: smooth in the values, none
     through the indices.
     """
@@ -60,6 +65,8 @@ class TopK(Op):
     k: NewAxis
     over: AxisRef
     where: Operand | None = None
+    among: Operand | None = None
+    block: int = 1
     valid: Companion | None = None
 
     def full(self) -> TensorType:
@@ -73,6 +80,8 @@ class TopK(Op):
         """Return values and indices, with the new axis in place of the old one."""
         full = self.full()
         axis = find_axis(full, self.over, "over")
+        if self.among is not None:
+            check_among(self.among, self.block, full, axis)
         new = free_name(full, self.k, without=(self.over,))
         count, k = axis.size.number, self.k.size.number
         if count is not None and k is not None and k > count:
@@ -125,6 +134,111 @@ class TopK(Op):
         if code.decision:
             arguments.append(f"decision={code.decision}")
         return f"{code.use('topk_stable')}({', '.join(arguments)})"
+
+
+@op("top_mask")
+class TopMask(Op):
+    """Which entries along one axis are among the ``count`` largest, ties to the lowest index.
+
+    Unlike in `topk` the number may be a value: it may follow from the length of a text, or differ
+    from token to token. Only entries where the condition holds are chosen.
+
+    Shape: [*, over], i64[*] -> bool[*, over].   Gradient: none.
+    """
+
+    decision: ClassVar[bool] = True
+
+    x: Operand
+    count: Operand
+    over: AxisRef
+    where: Operand | None = None
+    valid: Companion | None = None
+
+    def type(self) -> TensorType:
+        """Return one truth value per entry."""
+        kind = need_float(self.x, "x", "top_mask")
+        count = need_integer(self.count, "count", "top_mask")
+        find_axis(kind, self.over, "over")
+        have = {axis.name for axis in kind.axes} - {self.over}
+        apart = [axis.name for axis in count.axes if axis.name not in have]
+        if apart:
+            raise Fault(
+                "operand-shape", f"`count` {count} has `{apart[0]}`, which {kind} has not", "count"
+            )
+        if self.where is not None:
+            kind = broadcast(kind, need_bool(self.where, "where", "top_mask"))
+        return TensorType(kind.axes, "bool", kind.batched or count.batched)
+
+    def _check_among(self, full: TensorType, axis: Axis) -> None:
+        among = need_integer(self.among, "among", "topk")  # type: ignore[arg-type]
+        if axis.clock is None or not axis.memory or axis.block:
+            raise Fault(
+                "operand-shape",
+                "`among` needs a choice among tokens: `topk(score; k, over = j, among = blocks)` "
+                "with `score[i: T, j: T] = ...`",
+                "among",
+            )
+        kept = [a.name for a in full.axes if a.name != self.over]
+        if any(a.name not in kept for a in among.axes[:-1]) or among.axes[-1].clock is not None:
+            raise Fault("operand-shape", f"`among` {among} is no index set for {full}", "among")
+        length = axis.clock.length
+        known = among.classes is not None and not among.classes.symbols() - length.symbols()
+        if known and among.classes * self.block != length:  # type: ignore[operator]
+            raise Fault(
+                "size-mismatch",
+                f"`among` chooses one of {among.classes}, not of blocks of {self.block}",
+                "among",
+                help="give the size of the blocks: `topk(...; among = near, block = 64)`",
+            )
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """All positions along the axis are compared; validity reads no token."""
+        return {
+            name: [replace(f, interval=EVERYTHING) if f.source == self.over else f for f in flows]
+            for name, flows in super().flows().items()
+            if name != "valid"
+        }
+
+    def repair(self) -> str:
+        """How to read no later token."""
+        return (
+            "let every token choose (`over = experts`), or choose so in training alone: "
+            "`in_training(chosen, otherwise)`"
+        )
+
+    def gradient(self) -> dict[str, bool]:
+        """None through a choice."""
+        return {name: False for name, _ in self.operand_types()}
+
+    def cost(self) -> Cost:
+        """A few comparisons per entry."""
+        return Cost(self.x.size * 8)
+
+    def choice(self) -> TensorType:
+        """The truth values."""
+        return self.type()
+
+    def wants_valid(self) -> list[Axis]:
+        """Return the token axis if tokens are chosen."""
+        axis = find_axis(self.x, self.over, "over")
+        return [axis] if axis.clock is not None and not axis.memory else []
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        full = self.type()
+        dim = full.position(self.over) - len(full.axes)
+        arguments = [aligned(code, "x", full), aligned(code, "count", full), f"dim={dim}"]
+        over = Reduced((find_axis(full, self.over, "over"),), False)
+        tokens = token_mask(code, full, masked_axes(full, over, self.valid))
+        masks = [aligned(code, "where", full)] if self.where is not None else []
+        masks += [tokens] if tokens is not None else []
+        if masks:
+            joined = ", ".join(masks)
+            mask = masks[0] if len(masks) == 1 else f"{code.use('all_masks')}({joined})"
+            arguments.append(f"mask={mask}")
+        if code.decision:
+            arguments.append(f"decision={code.decision}")
+        return f"{code.use('top_mask')}({', '.join(arguments)})"
 
 
 class _Sorting(Op):

@@ -265,7 +265,8 @@ class Stack(Op):
         inner = Code(code.operands, code.types, wide)
         parts = ", ".join(inner.aligned(name) for name, _ in self.operand_types())
         same = all(names(tensor(kind, "x")) == names(wide) for kind in self.x)
-        joined = f"({parts})" if same else f"torch.broadcast_tensors({parts})"
+        comma = "," if len(self.x) == 1 else ""
+        joined = f"({parts}{comma})" if same else f"torch.broadcast_tensors({parts})"
         return f"torch.stack({joined}, dim=-1)"
 
 

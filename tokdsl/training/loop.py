@@ -203,6 +203,8 @@ class _Run:
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
         self._check_finite({**found, "the gradient": norm})
         self.optimizer.step()
+        if hasattr(self.model, "end_step"):
+            self.model.end_step()
         self.optimizer.zero_grad()
         self.step += 1
         count = settings.batch * settings.length

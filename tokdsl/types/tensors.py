@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from tokdsl.types.dims import Dim
 
@@ -54,6 +55,8 @@ class Axis:
         clock: set on token axes.
         memory: on a token axis, that it also holds the tokens of earlier steps (a cache).
         window: on a memory axis, how many tokens back any query looks (0: all of them).
+        block: on a memory axis, that an entry stands for this many neighbouring tokens, and its
+            position is that of the last of them.
         group: on the axis of dispatched rows, the axis (experts) by which rows are grouped.
         pack: the axis stands for any number of leading axes (only while a definition is checked
             for all sizes).
@@ -64,6 +67,7 @@ class Axis:
     clock: Clock | None = None
     memory: bool = False
     window: int = 0
+    block: int = 0
     group: Axis | None = None
     pack: bool = False
 
@@ -197,9 +201,17 @@ class RouteType:
         return TensorType(self.axes).size
 
     @property
-    def choices(self) -> Dim | float:
-        """How many experts a token goes to, as far as it is known."""
-        return self.expected or self.top.size
+    def rows(self) -> Dim:
+        """How many choices there are per example, or are expected."""
+        if not self.expected:
+            return self.size
+        return TensorType(self.tokens).size * Fraction(self.expected).limit_denominator(10**6)
+
+    @property
+    def share(self) -> float:
+        """Which part of the experts a token goes to."""
+        top, experts = self.expected or self.top.size.number, self.experts.size.number
+        return min(1.0, top / experts) if top and experts else 1.0
 
     def __str__(self) -> str:
         return f"route[{self.experts}, {self.top}]"

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokdsl.checks.cost import clocks
-from tokdsl.types.tensors import Clock
+from tokdsl.types.tensors import Clock, ragged
 from tokdsl.verification.result import CheckResult, failed, passed, skipped
-from tokdsl.verification.streaming import not_streamed
+from tokdsl.verification.streaming import advance, not_streamed
 from tokdsl.verification.subject import Subject
 
-#: tokens that are decoded one by one
+#: tokens that are decoded one by one, at most
 LENGTH = 48
 
 
@@ -37,10 +36,14 @@ class Runs:
 
 def nested_stages(subject: Subject) -> dict[Clock, str]:
     """Return the ragged clocks of a model with the paths of the stages that run on them."""
-    ragged = {clock.name: clock for clock in clocks(subject.program) if clock.cut}
+    names: dict[str, Clock] = {}
+    for module in subject.program.modules:
+        clock = ragged(module.inputs[0].type) if module.inputs else None
+        if clock is not None and module.kind == "stage":
+            names[module.name] = clock
     found: dict[Clock, str] = {}
     for path, _ in subject.model.named_modules():
-        clock = ragged.get(path.rpartition(".")[2])
+        clock = names.get(path.rpartition(".")[2])
         if clock is not None:
             found.setdefault(clock, path)
     return found
@@ -90,11 +93,12 @@ def check_chunks(subject: Subject) -> list[CheckResult]:
         return [skipped("chunks", "inner stages", why or "no stage runs on chunks")]
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs = subject.inputs(1, LENGTH)
+    length = min(LENGTH, subject.length)
+    inputs = subject.inputs(1, length)
     state = subject.model.new_state(1)
     with watched(subject) as runs, FlopCounterMode(display=False) as counter, torch.no_grad():
-        for at in range(LENGTH):
-            subject.model.step(**subject.piece(inputs, at, at + 1), state=state)
+        for at in range(length):
+            advance(subject, state, inputs, at, at + 1)
     counts = counter.get_flop_counts()
     total = counter.get_total_flops()
     root = type(subject.model).__name__

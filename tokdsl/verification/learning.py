@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokdsl.checks.cost import clocks
 from tokdsl.verification.result import CheckResult, failed, passed, skipped
 from tokdsl.verification.subject import Subject
 
@@ -38,12 +39,32 @@ def _gradients(subject: Subject) -> dict[str, Tensor]:
     named = dict(subject.model.named_parameters())
     totals = {name: torch.zeros_like(p) for name, p in named.items()}
     for _ in range(ROUNDS):
-        loss = subject.loss(subject.inputs(BATCH, subject.length))
+        loss = _loss(subject)
         found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, found, strict=True):
             if gradient is not None:
                 totals[name] += gradient.abs()
     return totals
+
+
+def _loss(subject: Subject) -> Tensor:
+    """Return a loss; if chunks are cut, at random places, so that there are some of each length."""
+    inputs = subject.inputs(BATCH, subject.length)
+    kind = getattr(subject.package, "Decisions", None)
+    if kind is None or not any(clock.cut for clock in clocks(subject.program)):
+        return subject.loss(inputs)
+    record = kind()
+    loss = subject.loss(inputs, decisions=record)
+    other = {
+        name: torch.rand(choice.shape, generator=subject.random) < 0.4
+        if choice.dtype == torch.bool
+        else choice
+        for name, choice in record.to_dict().items()
+    }
+    try:
+        return loss + subject.loss(inputs, decisions=kind.from_dict(other).replay())
+    except ValueError:  # chunks of chunks: other chunks have other choices
+        return loss
 
 
 def _is_called_unreached(name: str, unreached: tuple[str, ...]) -> bool:

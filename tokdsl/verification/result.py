@@ -20,8 +20,9 @@ class CheckResult:
     """One line of a report.
 
     Args:
-        group: the part of the contract: ``prefix``, ``padding``, ``batch``, ``step``, ``state``, ``chunks``,
-            ``gradients``, ``replay``, ``facts``, ``round trip``, ``determinism``, ``forms``.
+        group: the part of the contract: ``prefix``, ``padding``, ``isolation``, ``batch``,
+            ``step``, ``state``, ``chunks``, ``gradients``, ``replay``, ``facts``,
+            ``round trip``, ``determinism``, ``forms``.
         name: what was tested.
         verdict: how it ended.
         text: what was measured, or why the check does not apply.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokdsl.checks.cost import main_clock
+from tokdsl.checks.cost import clocks, main_clock
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.streaming import Decoding
 from tokdsl.graph.program import Input, OpNode, Program, StageUse
@@ -29,6 +31,11 @@ OTHER_LENGTH = 5
 CHOOSING = ("topk", "route", "argmax", "sort", "dispatch")
 
 Inputs = dict[str, Tensor]
+#: words of several lengths and scripts
+SAMPLE = (
+    "The quick brown fox, 3.14 times as fast, jumps over a dog.\n"
+    "Une forêt dorée; ein schöner Tag! 你好,世界。 def f(x_1): return x_1 ** 2\n"
+)
 
 
 @dataclass
@@ -51,6 +58,8 @@ class Subject:
     seed: int = 0
     model: Any = field(init=False)
     limit: float = field(init=False)
+    #: tokens of a text, for models whose chunks hang on what a text looks like
+    text: Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Draw the weights."""
@@ -61,6 +70,7 @@ class Subject:
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
         self.limit = TOLERANCE[torch.float32]
         self.random = torch.Generator().manual_seed(self.seed)
+        self.text = _text(self.package, self.program)
 
     # ----------------------------------------------------------------- what the graph says
 
@@ -136,6 +146,9 @@ class Subject:
             own = axis.clock is not None and axis.clock == self.clock
             size = axis.size.number
             sizes.append(length if own else size if size is not None else other)
+        if given.classes is not None and self.text is not None:
+            starts = torch.randint(len(self.text) - length, (batch,), generator=self.random)
+            return torch.stack([self.text[at : at + length] for at in starts.tolist()])
         if given.classes is not None:
             return torch.randint(given.classes.number or 2, sizes, generator=self.random)
         if kind.dtype == "bool":
@@ -181,6 +194,16 @@ class Subject:
             for module in self.program.modules
             for node in module.nodes
         )
+
+
+def _text(package: ModuleType, program: Program) -> Tensor | None:
+    """Return the tokens of a text, if the model cuts chunks and its package reads text."""
+    found = importlib.util.find_spec(f"{package.__name__}.tokenizer")
+    if found is None or not any(clock.cut for clock in clocks(program)):
+        return None
+    module = importlib.import_module(f"{package.__name__}.tokenizer")
+    folder = Path(str(package.__file__)).parent
+    return torch.tensor(module.Tokenizer.load(folder).encode(SAMPLE * 4))
 
 
 def _token_axis(given: Input, clock: Clock | None) -> Axis | None:

@@ -55,6 +55,9 @@ def codec_cases() -> list[Case]:
         use("lstm", x=kind(axis("d", 4), T), over=AxisRef("d"), bias=False, valid=VALID,
             parameters={"weight_ih": (16, 4), "weight_hh": (16, 4)}),
         use("update", buffer=VECTOR, value=VECTOR, reference=lambda t: t["buffer"]),
+        use("update", buffer=VECTOR, value=VECTOR, at="step", reference=lambda t: t["buffer"]),
+        use("update", buffer=VECTOR, value=VECTOR, until="step", reference=lambda t: t["buffer"]),
+        use("across_ranks", x=VECTOR, reference=lambda t: t["x"]),
     ]  # fmt: skip
 
 

@@ -67,6 +67,7 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "sin": torch.sin,
     "cos": torch.cos,
     "erf": torch.erf,
+    "lgamma": torch.lgamma,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "silu": lambda x: x * torch.sigmoid(x),

@@ -153,6 +153,7 @@ def row_cases() -> list[Case]:
         use("rms_normalize", x=TD, over=over, reference=_rms),
         use("rms_normalize", x=TDE, over=over, eps=1e-3, scale=scale),
         use("rms_normalize", x=TDE, over=["d", "e"], scale=scale),
+        use("rms_normalize", x=scale, over=over, scale=scale),
         use(
             "rms_normalize",
             x=TD.with_dtype("bf16"),

@@ -10,6 +10,7 @@ from tests.unit.ops.cases.base import (
     IDS,
     IJ,
     KEY,
+    ONE,
     QUERY,
     TD_MASK,
     use,
@@ -45,6 +46,9 @@ def selection_cases() -> list[Case]:
         use("topk", x=TD, k=k, over=over, where=TD_MASK),
         use("topk", x=TD, k=new("k", 9), over=AxisRef("T"), valid=VALID),
         use("topk", x=IJ, k=k, over=AxisRef("j"), where=kind(QUERY, KEY, dtype="bool")),
+        use("top_mask", x=TD, count=ONE, over=over, make=_two, reference=_best_two),
+        use("top_mask", x=TD, count=ONE, over=AxisRef("T"), valid=VALID, make=_two),
+        use("top_mask", x=TDE, count=IDS, over=over, where=TD_MASK),
         use("sort", x=TD, over=over, reference=lambda t: t["x"].sort(dim=2)),
         use("argsort", x=TD, over=AxisRef("T"), descending=True, reference=_falling),
         use(
@@ -103,6 +107,14 @@ def selection_cases() -> list[Case]:
         use("bucketize", x=TD, boundaries=VECTOR, make=_rising, reference=_buckets),
         use("bucketize", x=TD, boundaries=VECTOR, right=True, make=_rising),
     ]
+
+
+def _two(t: Tensors) -> Tensors:
+    return {**t, "count": torch.tensor(2)}
+
+
+def _best_two(t: Tensors) -> Tensor:
+    return t["x"] >= t["x"].topk(2, dim=2).values[..., 1:]
 
 
 def _falling(t: Tensors) -> Tensor:
