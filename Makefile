@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check golden docs wheel-test bench clean
+.PHONY: help demo test test-all check golden docs wheel-test bench bench-training clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,10 +44,15 @@ docs: $(READY) ## write the reference pages from the code
 wheel-test: $(READY) ## build sdist and wheel, install the wheel alone, use it from another folder
 	PYTHON=$(BIN)/python .ci/wheel-test
 
-bench: $(READY) ## time checking, built models beside their peers, and scans beside their floor, on this CPU
+bench: $(READY) ## time checking, peers, what runs along tokens, and generation, on this CPU
 	$(BIN)/python -m benchmarks.checking
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.scans
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.selection
+
+bench-training: $(READY) ## train hierarchical byte models beside a flat one; about 20 minutes on two free cores
+	$(BIN)/python -m benchmarks.hierarchy
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

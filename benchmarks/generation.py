@@ -6,8 +6,9 @@ products (`FlopCounterMode` over the steps); what is timed are the same steps, b
 `counted` and `timed` say how many times cheaper the hierarchical model is, `kept` how much of the
 counted saving is there in time.
 
-Models that find boundaries themselves are not trained here: the router of `hnet` is turned until it
-opens a chunk for every six bytes, and the threshold of `blt` is a quantile of the entropies.
+Models that find boundaries themselves are not trained here: the router of `hnet` sees more of what
+all states share until it opens a chunk for every six bytes, and the threshold of `blt` is a
+quantile of the entropies.
 
 Example:
     python -m benchmarks.generation --out benchmarks/results
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
 import statistics
 import sys
@@ -85,8 +87,7 @@ class Subject:
 
     def wanted(self) -> Sequence[str]:
         """Return the names of what the model is called with."""
-        code = type(self.model).forward.__code__
-        return code.co_varnames[1 : code.co_argcount]
+        return list(inspect.signature(self.model.forward).parameters)
 
 
 def flat(total: int) -> Case:
@@ -115,7 +116,7 @@ def cases() -> list[Case]:
         "layers": LAYERS, "heads": 12, "inner_hidden": HIDDEN,
     }  # fmt: skip
     return [
-        Case("hnet", "chunks", LAYERS + 4, hnet, prepare=turn_router),
+        Case("hnet", "chunks", LAYERS + 4, hnet, prepare=join_states),
         Case("spacebyte", "words", LAYERS + 4, space),
         Case("megabyte", "patches", LAYERS + 4, mega),
         Case("blt", "patches", LAYERS + 4, blt, shift=4, prepare=set_threshold),
@@ -141,23 +142,20 @@ def build(case: Case, folder: Path, **more: Any) -> Subject:
 # --------------------------------------------------------------------------- boundaries
 
 
-def turn_router(subject: Subject, inputs: Inputs) -> Subject:
-    """Turn the keys of a router away from its queries until enough tokens open a chunk."""
+def join_states(subject: Subject, inputs: Inputs) -> Subject:
+    """Let a router see more of what all states share, until few enough tokens open a chunk."""
     router, seen = subject.model.text.cosine_chunk, [torch.empty(0)]
     hook = router.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     with torch.no_grad():
         subject.model(**inputs)
     hook.remove()
-    # without training all states point the same way: look at what tells them apart
     mean = torch.nn.functional.normalize(seen[-1][0].mean(0), dim=0)
-    apart = torch.eye(len(mean)) - torch.outer(mean, mean)
-    away = torch.linalg.qr(torch.randn_like(apart)).Q @ apart
-    router.q.weight.data, low, high = apart, 0.0, 1.0
+    low, high = 0.0, 16.0
     for _ in range(12):
-        share = (low + high) / 2
-        angle = torch.tensor(share * torch.pi)
-        router.k.weight.data = angle.cos() * apart + angle.sin() * away
-        low, high = (share, high) if opened(subject, inputs) < 1 / RATIO else (low, share)
+        more = (low + high) / 2
+        weight = torch.eye(len(mean)) + more * torch.outer(mean, mean)
+        router.q.weight.data = router.k.weight.data = weight
+        low, high = (more, high) if opened(subject, inputs) > 1 / RATIO else (low, more)
     return subject
 
 
@@ -168,7 +166,8 @@ def set_threshold(subject: Subject, inputs: Inputs) -> Subject:
     patcher.register_forward_hook(lambda _module, _given, result: seen.append(result))
     with torch.no_grad():
         subject.model(**inputs)
-    entropy = torch.distributions.Categorical(logits=seen[0]).entropy()
+    log_p = seen[0].log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
     threshold = float(entropy.quantile(1 - 1 / RATIO))
     return build(subject.case, subject.folder, threshold=threshold)
 

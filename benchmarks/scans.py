@@ -9,6 +9,11 @@ The gradient of a recurrence goes through the tokens from the last to the first,
 torch does; `reversed` is a copy of as many bytes with what turning operands round and results back
 moves, so it is the floor of what torch can do.
 
+Chunks of a stream have six tokens on average. A single `index_select` of the same rows takes 1.25
+of the copy and a single `scatter_reduce` 1.56 (8192 x 512); with 64 channels a copy takes less time
+than ten calls of torch. The gradient of a maximum compares every token with it, a further pass.
+`cut_chunks` makes about twenty passes over integers, 30 ns per token in all.
+
 Example:
     python -m benchmarks.scans --names linear_recurrence --seconds 5
 """

@@ -94,7 +94,10 @@ def test_uniform_choices_and_probabilities_give_one_and_less_is_possible(judged:
     uniform = torch.zeros(1, 4, 4), UNITS.unsqueeze(0)
     assert aux(judged, *uniform)["whole"] == pytest.approx(1.0)
     # all choices go where the probability is small
-    against = torch.tensor([0.1, 0.3, 0.3, 0.3]).log().expand(1, 3, 4), UNITS[[0, 0, 0]].unsqueeze(0)
+    against = (
+        torch.tensor([0.1, 0.3, 0.3, 0.3]).log().expand(1, 3, 4),
+        UNITS[[0, 0, 0]].unsqueeze(0),
+    )
     assert aux(judged, *against)["whole"] == pytest.approx(0.4)
 
 
@@ -196,7 +199,12 @@ def _process(rank: int, folder: str, name: str, port: int, batches: Any, results
     loss = out.aux.whole[0]
     loss.backward()
     step = out.aux.step[0].item()
-    results[rank] = (loss.item(), step, logits.grad.numpy(), made.eval().loss(logits, scores).total.item())
+    results[rank] = (
+        loss.item(),
+        step,
+        logits.grad.numpy(),
+        made.eval().loss(logits, scores).total.item(),
+    )
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""EMO: pools of experts per document in training, none in inference; numbers of the paper's rule."""
+"""EMO: pools of experts per document in training, none in inference."""
 
 from __future__ import annotations
 

@@ -48,6 +48,16 @@ def tallies(made: Any) -> Tensor:
     return torch.stack([layer.moe.router.tally for layer in made.text.layers])
 
 
+def given_to(made: Any, layer: int, ids: Tensor, decisions: Any) -> Tensor:
+    """Return what the router of a layer reads, with the choices recorded."""
+    inputs: list[Tensor] = []
+    router = made.text.layers[layer].moe.router
+    hook = router.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    made(ids, decisions=decisions)
+    hook.remove()
+    return inputs[0]
+
+
 def test_the_first_pass_of_a_step_is_a_micro_batch_and_later_ones_are_not(balanced: Any) -> None:
     first, second = torch.randint(40, (2, 2, 9))
     terms = balanced.loss(first).terms
@@ -70,15 +80,12 @@ def test_the_last_pass_of_a_step_knows_the_choices_of_all(package: Any, balanced
     for i in range(2):
         counts, probs = torch.zeros(4), torch.zeros(4)
         for part in parts:
-            inputs: list[Tensor] = []
-            router = balanced.text.layers[i].moe.router
-            hook = router.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
             decisions = package.Decisions()
-            balanced.eval()(part, decisions=decisions)
-            hook.remove()
+            x = given_to(balanced.eval(), i, part, decisions)
             pick = decisions[f"text.layers.{i}.moe.router.pick"]
             counts += pick.flatten().bincount(minlength=4)
-            probs = router.scores(inputs[0]).softmax(-1).flatten(0, 1).mean(0)
+            scores = balanced.text.layers[i].moe.router.scores(x)
+            probs = scores.softmax(-1).flatten(0, 1).mean(0)
         wanted.append(4 * (counts / counts.sum() * probs).sum())
     assert found.item() == pytest.approx(sum(w.item() for w in wanted) / 2, rel=1e-6)
 
@@ -118,7 +125,9 @@ def test_the_decoder_gives_the_whole_pass(balanced: Any) -> None:
         assert worst_verb(balanced, ids) < 1e-9
 
 
-def _process(rank: int, folder: str, name: str, port: int, weights: Any, ids: Any, out: Any) -> None:
+def _process(
+    rank: int, folder: str, name: str, port: int, weights: Any, ids: Any, out: Any
+) -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, folder)
     dist.init_process_group(

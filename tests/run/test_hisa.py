@@ -178,7 +178,7 @@ def test_hand_example(tmp_path: Path) -> None:
     flat, blocks = searches(tmp_path, top=2, size=2, near=2)
     keys = [(1, 0), (0, 2.4), (-1, 1), (2, -3), (1, 1), (0, -1)]
     x = torch.tensor([[[1.0, 0, 0, 1, *key, 1, 0.5] for key in keys]])
-    # I = 1.0, 1.2, 0.5, 2.0, 1.5, 0.0; the pooled keys give 1.1, 0.5, 0.5, blocks 0 and 2 are forced
+    # I = 1.0, 1.2, 0.5, 2.0, 1.5, 0.0; means give 1.1, 0.5, 0.5, and blocks 0 and 2 are forced
     assert chosen(flat, x)[0, 5].tolist() == [3, 4]
     assert chosen(blocks, x)[0, 5].tolist() == [1, 4]
     assert chosen(flat, x)[0, 0].tolist() == [-1, 0]
@@ -231,7 +231,7 @@ def test_gradients_do_not_meet(made: ModuleType) -> None:
     ids = torch.randint(32, (2, 20))
     loss = model.loss(ids)
     terms = dict(loss.terms)
-    index = next(value for name, value in terms.items() if "index" in name)
+    index = next(value for name, value in terms.items() if "indexer" in name)
     language = next(value for name, value in terms.items() if "next_token" in name)
     indexer = {n: p for n, p in model.named_parameters() if "lightning_indexer" in n}
     rest = {n: p for n, p in model.named_parameters() if n not in indexer}
@@ -250,7 +250,7 @@ def test_index_loss_is_a_divergence(made: ModuleType) -> None:
     model = drawn(made).train()
 
     def index(ids: Tensor) -> Tensor:
-        value: Tensor = next(v for n, v in model.loss(ids).terms.items() if "index" in n)
+        value: Tensor = next(v for n, v in model.loss(ids).terms.items() if "indexer" in n)
         return value
 
     assert abs(index(torch.randint(32, (2, 1))).item()) < 1e-6

@@ -189,5 +189,3 @@ def test_nothing_later_is_read(two: ModuleType) -> None:
         changed = ids.clone()
         changed[:, at:] = (changed[:, at:] + 7) % 256
         assert error(model(changed).text[:, :at], full[:, :at]) < 1e-12
-
-

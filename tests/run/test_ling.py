@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.fixtures.decoding import error, worst_padding, worst_split, worst_verb
 from tokdsl.driver import build, check_file
+from tokdsl.graph.program import LoopNode
 from tokdsl.training.package import import_package
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ling.tok"
@@ -82,9 +83,8 @@ def test_remainder_layers_are_full(made: ModuleType) -> None:
 )
 def test_layer_pattern(layers: int, full: list[int]) -> None:
     checked = check_file(EXAMPLE, {**SIZES, "layers": str(layers), "period": "8"})
-    assert checked.program is not None
-    trunk = next(s.module for s in checked.program.stages if s.name == "trunk")
-    loop = next(n for n in trunk.nodes if hasattr(n, "modules"))
+    trunk = next(s.module for s in checked.programs[0].stages if s.name == "trunk")
+    loop = next(n for n in trunk.nodes if isinstance(n, LoopNode))
     found = []
     for index, layer in enumerate(loop.modules):
         inner = [m for called in layer.modules() for m in called.modules()]
@@ -133,7 +133,7 @@ def test_recurrence_by_hand(tmp_path: Path) -> None:
     def run(rate: float, rows: list[tuple[float, float, float]]) -> list[float]:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         model = package(folder, text, {"rate": repr(rate)}).Model()
-        found: Tensor = model(torch.tensor(rows).view(1, -1, 1, 3)).out
+        found: Tensor = model(torch.tensor(rows, dtype=torch.float64).view(1, -1, 1, 3)).out
         return found.flatten().tolist()
 
     half = run(-0.6931471805599453, [(1, 1, 3), (1, 2, 1), (2, 1, 2)])
@@ -234,7 +234,7 @@ def test_second_prediction(made: ModuleType) -> None:
 
 
 def test_sizes_of_the_published_model() -> None:
-    numbers = check_file(EXAMPLE, {}).facts.numbers
+    numbers = check_file(EXAMPLE, {}).facts["ling"].numbers
     # 104B in all, 7.4B active; the layer that predicts the second token is extra
     assert numbers["params"] == pytest.approx(104e9 + 3.3e9, rel=0.01)
     # 4 layers and the one ahead keep 512 + 64 numbers per token

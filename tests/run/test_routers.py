@@ -44,15 +44,15 @@ def picks_and_weights(made: Any, scores: list[list[float]]) -> tuple[list[Any], 
 
 
 def mixture(folder: Path, block: str, d: int = 4, objective: str = "mean(square(out))") -> Any:
-    """Return a model of one mixture, whose experts double their tokens unless they say otherwise."""
+    """Return a model of one mixture."""
     return model(
         folder,
         f"""
         use std.ffn {{ swiglu }}
         use std.experts {{ mixed_moe, zero, constant }}
         use std.routers {{
-          expert_choice, hash_moe, relu_router, sigmoid_grouped, softmax_biased, softmax_topk, switch,
-          topk_sigmoid
+          expert_choice, hash_moe, relu_router, sigmoid_grouped, softmax_biased, softmax_topk,
+          switch, topk_sigmoid
         }}
         block twice(x: [*, d]) -> [*, d] {{ 2.0 * x }}
         block scaled(x: [*, d]) -> [*, d] {{
@@ -84,12 +84,16 @@ def test_sigmoid_of_the_best_scores(tmp_path: Path) -> None:
      "softmax_grouped(top = 2, groups = 2, keep = 2)"],
 )  # fmt: skip
 def test_ties_go_to_the_lowest_index(tmp_path: Path, router: str) -> None:
-    picks, weights = picks_and_weights(routed(tmp_path, router, 4), [[0.5] * 4, [0.0, 1.0, 0.0, 1.0]])
+    picks, weights = picks_and_weights(
+        routed(tmp_path, router, 4), [[0.5] * 4, [0.0, 1.0, 0.0, 1.0]]
+    )
     assert picks == [[0, 1], [1, 3]]
     assert weights[0][0] == weights[0][1]
 
 
-def test_zero_computation_experts_are_chosen_with_the_bias_and_weigh_without(tmp_path: Path) -> None:
+def test_zero_computation_experts_are_chosen_with_the_bias_and_weigh_without(
+    tmp_path: Path,
+) -> None:
     # 6 p of the picks, not renormalised: the published scaling
     made = routed(tmp_path, "softmax_biased(top = 2, renorm = false, scaling = 6.0)", 4)
     with torch.no_grad():
@@ -129,7 +133,9 @@ def test_tokens_beyond_the_capacity_of_an_expert_are_dropped_in_their_order(
 
 
 def test_a_dropped_token_passes_through_the_residual(tmp_path: Path) -> None:
-    made = mixture(tmp_path, "moe(it; experts = 2, expert = twice(), router = switch(capacity = 2))", 2)
+    made = mixture(
+        tmp_path, "moe(it; experts = 2, expert = twice(), router = switch(capacity = 2))", 2
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.eye(2))
@@ -226,7 +232,9 @@ def test_the_bias_moves_once_per_step_after_all_its_passes(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_recomputed_activations_count_once_and_choose_alike(tmp_path: Path, reentrant: bool) -> None:
+def test_recomputed_activations_count_once_and_choose_alike(
+    tmp_path: Path, reentrant: bool
+) -> None:
     from torch.utils.checkpoint import checkpoint
 
     made = routed(tmp_path, BIASED, 4).train()
@@ -314,13 +322,17 @@ def test_experts_of_several_kinds(tmp_path: Path) -> None:
         share = (block.constant.share.weight[0] @ u).softmax(-1)
         return share[0] * u + share[1] * block.constant.vector[0]
 
-    wanted = torch.stack([
-        torch.stack([
-            sum(weight[b, t, j] * expert(int(pick[b, t, j]), x[b, t]) for j in range(2))
-            for t in range(7)
-        ])
-        for b in range(2)
-    ])
+    wanted = torch.stack(
+        [
+            torch.stack(
+                [
+                    sum(weight[b, t, j] * expert(int(pick[b, t, j]), x[b, t]) for j in range(2))
+                    for t in range(7)
+                ]
+            )
+            for b in range(2)
+        ]
+    )
     assert torch.allclose(made(x, ids).out, wanted, atol=1e-6)
     made.loss(x, ids).total.backward()
     assert all(p.grad is not None for p in made.parameters())
@@ -359,7 +371,9 @@ def test_the_gradient_reaches_the_router_even_if_experts_have_no_tokens(
         assert parameter.grad.isfinite().all(), name
         if "router" in name:
             assert parameter.grad.abs().max() > 0
-    unused = [p.grad.flatten(1).abs().amax(1) == 0 for n, p in made.named_parameters() if "gate" in n]
+    unused = [
+        p.grad.flatten(1).abs().amax(1) == 0 for n, p in made.named_parameters() if "gate" in n
+    ]
     assert unused[0].any() or "relu" in router
 
 
@@ -375,7 +389,9 @@ def test_all_experts_equal_give_the_weights_times_one(tmp_path: Path, router: st
 
 
 def test_dropped_choices_are_replayed(tmp_path: Path) -> None:
-    made = mixture(tmp_path, "moe(it; experts = 2, expert = twice(), router = switch(capacity = 2))", 2)
+    made = mixture(
+        tmp_path, "moe(it; experts = 2, expert = twice(), router = switch(capacity = 2))", 2
+    )
     import importlib
 
     decisions = importlib.import_module(type(made).__module__.rpartition(".")[0]).Decisions()

@@ -176,7 +176,7 @@ class ReadsAheadInTraining(
     model m(d: int = 16) {
       stage text(ids: tokens[256]) {
         embed(d)
-        it - in_training(mean(it; over = T), 0.0)
+        in_training(it - mean(it; over = T), it)
         unembed(256)
       }
       objective next_token(text, ids)
@@ -186,7 +186,7 @@ class ReadsAheadInTraining(
     model m(d: int = 16) {
       stage text(ids: tokens[256]) {
         embed(d)
-        it - in_training(mean(it; over = T), 0.0)  # allow reads-ahead-in-training
+        in_training(it - mean(it; over = T), it)  # allow reads-ahead-in-training
         unembed(256)
       }
       objective next_token(text, ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tokdsl.checks.causality import NotCausal, final, root_of
+from tokdsl.checks.causality import NotCausal, Outputs, final, root_of
 from tokdsl.checks.constancy import Constancy, Level
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.reach import of_flow
@@ -66,13 +66,11 @@ class NoStepForm(Diagnostic, code="TOK404", name="no-step-form", severity=Severi
     """
 
     operation: str
-    early: bool = False
+    why: str
 
     def message(self) -> str:
         """Return what was found."""
-        if self.early:
-            return f"`{self.operation}` reads its own chunk, which steps know when it is complete"
-        return f"`{self.operation}` reads other tokens and has no step form"
+        return f"`{self.operation}` {self.why}"
 
 
 def check(program: Program, facts: Facts, report: Report) -> None:
@@ -82,23 +80,11 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     constancy = decoding.constancy(
         [(s.name, s.module, [v.name for v in s.inputs]) for s in program.stages]
     )
-    modules = forward_modules(program)
-    whole = reads_whole_chunks(modules)
-    blockers = [
-        node
-        for module in modules
-        for node in used_nodes(module)
-        if isinstance(node, OpNode)
-        and (
-            _is_blocking(node, clocks)
-            or _is_misplaced(node, module, clocks, constancy)
-            or _is_early(node, whole)
-        )
-    ]
-    facts.tables["no_step_form"] = blockers
-    reason = _reason(program, clocks) or _of_other_rows(program, constancy)
     stages = [stage for stage in final(program) if stage.name not in decoding.stages]
     causal = all(facts.causal.get(stage.name, False) for stage in stages)
+    blockers = _blockers(program, clocks, constancy, causal)
+    facts.tables["no_step_form"] = [node for node, _ in blockers]
+    reason = _reason(program, clocks) or _of_other_rows(program, constancy)
     facts.streaming = causal and not blockers and not reason
     facts.tables["decoding"] = decoding
     facts.tables["not_streaming"] = reason
@@ -107,25 +93,70 @@ def check(program: Program, facts: Facts, report: Report) -> None:
         return
     # what reads later tokens is reported as such
     known = {found.span for found in report if isinstance(found, NotCausal)}
-    for node in blockers:
+    for node, why in blockers:
         span = user_span(program, node)
         if span in known:
             continue
         labels: tuple[Label, ...] = (Label(wanted.span, "required here"),)
         if span != node.span:
             labels = (*labels, Label(node.span, "here, in the library"))
-        early = _is_early(node, whole)
         report.add(
             NoStepForm(
                 span=span,
                 operation=node.op.op_name,
-                early=early,
+                why=why,
                 labels=labels,
-                help="read a chunk before, `lag = 1`, or cut the stream a second time"
-                if early
-                else "write it with `attend`, `conv1d`, `cumsum`, `ema` or `linear_recurrence`",
+                help=REPAIRS[why],
             )
         )
+
+
+#: what stands against a step form, with what to do about it
+NO_STATE = "reads other tokens and has no step form"
+EARLY = "reads its own chunk, which steps know when it is complete"
+AHEAD = "reads later tokens, which a step does not have, though none reaches the result"
+REPAIRS = {
+    NO_STATE: "write it with `attend`, `conv1d`, `cumsum`, `ema` or `linear_recurrence`",
+    EARLY: "read a chunk before, `lag = 1`, or cut the stream a second time",
+    AHEAD: "read the own token and earlier ones only",
+}
+
+
+def _blockers(
+    program: Program, clocks: set[Clock], constancy: Constancy, causal: bool
+) -> list[tuple[OpNode, str]]:
+    """Return the operations without a step form, with the reason."""
+    modules = forward_modules(program)
+    whole = reads_whole_chunks(modules)
+    found: list[tuple[OpNode, str]] = []
+    doubtful: list[OpNode] = []
+    for module in modules:
+        for node in used_nodes(module):
+            if not isinstance(node, OpNode):
+                continue
+            if _is_blocking(node, clocks) or _is_misplaced(node, module, clocks, constancy):
+                found.append((node, NO_STATE))
+            elif _is_early(node, whole):
+                found.append((node, EARLY))
+            elif not constancy.is_fixed(node) and any(_ahead_flows(node, clocks)):
+                doubtful.append(node)
+    if causal and doubtful:
+        timing = Outputs(program).timing
+        found += [(node, AHEAD) for node in doubtful if timing.reads_later(node)]
+    return found
+
+
+def _ahead_flows(node: OpNode, clocks: set[Clock]) -> Iterable[Flow]:
+    """Yield the flows along which later tokens of the stream may be read."""
+    flows = node.op.flows()
+    for name, value in varying(node):
+        axes = {a.name for a in value.type.axes if a.clock and root_of(a.clock) in clocks}
+        for flow in flows.get(name, ()):
+            inside = flow.crossing is not None and flow.crossing.kind == "inside"
+            ahead = flow.crossing is None and flow.factor == 1 and flow.interval.hi > 0
+            ahead = ahead and flow.target is not None
+            if flow.source in axes and (inside or ahead):
+                yield flow
 
 
 def _reason(program: Program, clocks: set[Clock]) -> str:
@@ -275,8 +306,7 @@ def _is_aligned(given: Input, clocks: set[Clock]) -> bool:
 def forward_modules(program: Program, training: bool = False) -> list[Module]:
     """Return the modules on which the results of stages depend: not those of statistics only.
 
-    Args:
-        training: whether those count that run in training alone.
+    With ``training`` those count that run in training alone.
     """
     found: dict[int, Module] = {}
     stack = [stage.module for stage in program.stages]
@@ -296,8 +326,7 @@ def forward_modules(program: Program, training: bool = False) -> list[Module]:
 def used_nodes(module: Module, training: bool = False) -> list[Node]:
     """Return the nodes on which a module's results depend, in order.
 
-    Args:
-        training: whether those count that run in training alone.
+    With ``training`` those count that run in training alone.
     """
     wanted = {id(value) for value in module.results}
     found: list[Node] = []

@@ -88,6 +88,7 @@ class Timing:
         self.ignored = ignored
         self.training = training
         self._bodies: dict[object, Body] = {}
+        self._roots: list[Body] = []
 
     def body(self, module: Module, known: tuple[Known, ...] = ()) -> Body:
         """Return the analysis of a module whose operands are known to be masked."""
@@ -104,6 +105,7 @@ class Timing:
     def root(self, module: Module, inputs: list[Value]) -> Body:
         """Return the analysis of a model's own body, whose inputs are given."""
         body = self.start(module, inputs, ())
+        self._roots.append(body)
         self._run(body)
         return body
 
@@ -177,6 +179,25 @@ class Timing:
                 yield step
             elif step[0] is not EVERYWHERE:
                 yield step[0], Reach(min(step[1].lo, 0), 0, 0, step[1].rate)
+
+    def reads_later(self, node: OpNode) -> bool:
+        """Return whether an operation reads tokens after its own on one clock.
+
+        Masks count, as far as they are known where its module is called. Along the tokens of a
+        cache alone nothing is read by a token yet.
+        """
+        flows = node.op.flows()
+        return any(
+            target is not None and step.is_late
+            for body in [*self._bodies.values(), *self._roots]
+            if any(mine is node for mine in body.module.nodes)
+            for name, value in varying(node)
+            for axis in token_axes(value.type)
+            if all(f.crossing is None or f.crossing.kind == "inside" for f in flows.get(name, ()))
+            for output in node.outputs
+            for target, step in self.steps(body, node, name, value, axis.name, output, flows)
+            if not (axis.memory and target == axis.name)
+        )
 
     def _step(
         self, body: Body, node: OpNode, name: str, key: str, flow: Flow, axes: set[str]

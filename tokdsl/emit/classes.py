@@ -168,7 +168,7 @@ def body_lines(plan: ClassPlan) -> list[str]:
     if tail and isinstance(last, Statement):
         lines += commented(f"return {tail}", last)
     else:
-        lines.append(" " * INDENT + f"return {result}")
+        lines += wrap(f"return {result}", INDENT)
     return lines
 
 

@@ -324,15 +324,17 @@ def _imports(plan: Plan, used: str) -> dict[str, list[str]]:
         "functional": functional,
         "state": _sorted([*state, "ModelState", "ClockState"]) if plan.streaming else [],
         "F": ["F"] if "F." in text else [],
-        "cast": ["cast"] if _casts(plan) else [],
+        "cast": _casts(plan),
     }
 
 
-def _casts(plan: Plan) -> bool:
-    """Whether ``model.py`` tells the type checker what torch does not."""
+def _casts(plan: Plan) -> list[str]:
+    """Return the names with which ``model.py`` tells the type checker what torch does not."""
     states = [part.constructor for item in plan.classes for part in item.state]
     lines = [line for item in plan.classes for line in classes.reset_lines(item)]
-    return any("cast(" in text for text in (*(states if plan.streaming else []), *lines))
+    texts = [text for text in (*(states if plan.streaming else []), *lines) if "cast(" in text]
+    names = ["Any"] if any("cast(Any" in text for text in texts) else []
+    return [*names, "cast"] if texts else []
 
 
 def _mentions(text: str, name: str) -> bool:

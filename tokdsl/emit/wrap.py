@@ -77,7 +77,7 @@ def _parenthesised(statement: str, indent: int, width: int) -> list[str]:
     if not equals:
         keyword, _, right = statement.partition(" ")
         if keyword != "return":
-            return [" " * indent + statement]
+            return _broken_inside(statement, indent, width)
         left, equals = "return", " "
     else:
         equals = " = "
@@ -98,9 +98,23 @@ def _parenthesised(statement: str, indent: int, width: int) -> list[str]:
     return [*lines, f"{pad})"]
 
 
+def _broken_inside(text: str, indent: int, width: int) -> list[str]:
+    """Break an expression at the bracket that holds most of it, whatever follows."""
+    bracket = max(_brackets(text), key=lambda pair: pair[1] - pair[0], default=None)
+    if bracket is None or indent + bracket[0] >= width:
+        return [" " * indent + text]
+    start, end = bracket
+    inner = _split(text[start + 1 : end], ",")
+    lines = [" " * indent + text[: start + 1]]
+    for part in inner:
+        comma = "," if len(inner) > 1 else ""
+        lines += _argument(part.strip() + comma, indent + 4, width)
+    return [*lines, " " * indent + text[end:]]
+
+
 def _split_operators(text: str) -> list[str]:
     """Split before the loosest operators outside brackets."""
-    for group in (("if", "else"), ("or",), ("and",), ("+", "-"), ("*", "/", "@")):
+    for group in (("if", "else"), ("or",), ("and",), ("|",), ("&",), ("+", "-"), ("*", "/", "@")):
         pieces = _split_at(text, group)
         if len(pieces) > 1:
             return pieces
@@ -126,18 +140,23 @@ def _split_at(text: str, group: tuple[str, ...]) -> list[str]:
     return pieces
 
 
-def _last_bracket(text: str) -> tuple[int, int] | None:
-    """Return the outermost bracket pair that ends last and is not empty."""
+def _brackets(text: str) -> list[tuple[int, int]]:
+    """Return the outermost bracket pairs that are not empty, in order."""
     stack: list[int] = []
-    found: tuple[int, int] | None = None
+    found: list[tuple[int, int]] = []
     for i, char in enumerate(_code(text)):
         if char in _OPEN:
             stack.append(i)
         elif char in _CLOSE and stack:
             start = stack.pop()
             if not stack and i > start + 1:
-                found = (start, i)
+                found.append((start, i))
     return found
+
+
+def _last_bracket(text: str) -> tuple[int, int] | None:
+    """Return the outermost bracket pair that ends last and is not empty."""
+    return next(reversed(_brackets(text)), None)
 
 
 def _code(text: str) -> str:

@@ -92,9 +92,11 @@ class Calls(Arguments):
         """
         if name in frame.indices:
             return frame.indices[name]
-        values = (*frame.module.inputs, *(v for n in frame.module.nodes for v in n.outputs))
-        # streams of two clocks may call their axes alike: the current one is meant
-        for value in (*((frame.stream,) if isinstance(frame.stream, Value) else ()), *values):
+        values = [*frame.module.inputs, *(v for n in frame.module.nodes for v in n.outputs)]
+        if isinstance(frame.stream, Value):
+            # streams of two clocks may call their axes alike: the current one is meant
+            values.insert(0, frame.stream)
+        for value in values:
             for axis in value.type.axes:
                 if axis.name == name and (axis.clock is not None or axis.pack):
                     return axis

@@ -57,7 +57,9 @@ class ExpertsBuilder:
                 f"`each` needs dispatched rows, found {rows.type}",
                 help="dispatch first: `rows = dispatch(x, r)`",
             )
-        if isinstance(experts, tuple) and (len(kinds) > 1 or axis.group.size != Dim.of(kinds[0][0])):
+        if isinstance(experts, tuple) and (
+            len(kinds) > 1 or axis.group.size != Dim.of(kinds[0][0])
+        ):
             return self._several(kinds, rows, axis)
         name = node.operands[0].value
         wanted = name.id if isinstance(name, tree.Name) else kinds[0][1].name
@@ -88,7 +90,7 @@ class ExpertsBuilder:
         groups = calls.companion(frame, "groups", [rows])
         assert groups is not None
         split = SplitRows(
-            x=rows.type,  # type: ignore[arg-type]
+            x=rows.type,
             groups=groups.type,  # type: ignore[arg-type]
             counts=tuple(count for count, _ in kinds),
             route=self._route(axis),

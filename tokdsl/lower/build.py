@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokdsl.checks.facts import Facts
 from tokdsl.checks.streaming import Decoding
@@ -49,6 +49,8 @@ TAKEN = {
 }  # fmt: skip
 
 
+#: more kinds of layers than this are not listed in annotations
+MANY = 3
 #: decode states whose rows can go on at different times, as those of chunks do
 ROWS = {
     "TokenCache": "RowTokenCache",
@@ -78,7 +80,9 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     inliner, hoister = Inliner(), Hoister()
     stages = [(use, inliner.module(use.module)) for use in program.stages]
     terms = name_terms(program)
-    objective = inliner.module(program.objective) if program.objective is not None else None
+    objective = None
+    if program.objective is not None:
+        objective = Inliner(states=False).module(program.objective)
     for module in (m for _, stage in stages for m in _callees_first(stage)):
         if module.kind == SELECTION:
             search_among(module)
@@ -415,10 +419,11 @@ def _state(context: Context, module: Module) -> list[StateField]:
             owners = list(dict.fromkeys(context.names[id(m)] for m in node.modules))
             names = [f"{owner}State" for owner in owners]
             kind = " | ".join(owners) if len(owners) == 1 else f'"{" | ".join(owners)}"'
+            states = " | ".join(names)
+            if len(owners) > MANY:
+                kind, states = "Any", "State"
             text = f"[cast({kind}, layer).new_state() for layer in self.{node.attribute}]"
-            fields[node.attribute] = StateField(
-                node.attribute, "list", text, f"list[{' | '.join(names)}]"
-            )
+            fields[node.attribute] = StateField(node.attribute, "list", text, f"list[{states}]")
     return list(fields.values())
 
 
@@ -450,7 +455,7 @@ def _argument(context: Context, name: str) -> str:
 
 
 def _objective(context: Context, module: Module) -> None:
-    body = Body(module, context.shared, {})
+    body = Body(module, replace(context.shared, streaming=False), {})
     body.arguments = {
         (clock, attribute): name if attribute != "starts" or context.plan.isolated else "None"
         for attribute, names in context.plan.attributes().items()

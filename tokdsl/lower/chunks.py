@@ -26,7 +26,9 @@ def hand_on_first_tokens(modules: Iterable[Module]) -> None:
     whole = reads_whole_chunks(every)
     for module in every:
         for node in module.nodes:
-            op = node.op if isinstance(node, OpNode) else None
+            if not isinstance(node, OpNode):
+                continue
+            op = node.op
             if isinstance(op, Chunks) and op.clock not in whole:
                 node.op = _changed(op, whole=False)
             elif isinstance(op, Pool) and isinstance(op.chunks, ChunksType):

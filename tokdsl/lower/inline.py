@@ -5,16 +5,21 @@ Requires a checked program; ensures that every remaining call and loop owns para
 
 from __future__ import annotations
 
-from tokdsl.graph.definitions import owns
+from tokdsl.graph.definitions import owns, parameters_of
 from tokdsl.graph.program import AuxNode, CallNode, LoopNode, Module, Node, OpNode, Value
 
 Map = dict[int, Value]
 
 
 class Inliner:
-    """Copies modules with the calls that own nothing replaced by their bodies."""
+    """Copies modules with the calls that own nothing replaced by their bodies.
 
-    def __init__(self) -> None:
+    Args:
+        states: whether a state counts, so that what has one stays: not in an objective.
+    """
+
+    def __init__(self, states: bool = True) -> None:
+        self._states = states
         self._done: dict[int, Module] = {}
 
     def module(self, source: Module) -> Module:
@@ -37,12 +42,15 @@ class Inliner:
 
     def _body(self, source: Module, values: Map, target: Module) -> None:
         for node in source.nodes:
-            if isinstance(node, CallNode) and not owns(node.module):
+            if isinstance(node, CallNode) and not self._owns(node.module):
                 self._inline(node.module, node, values, target)
             elif isinstance(node, LoopNode) and not any(owns(m) for m in set(node.modules)):
                 self._unroll(node, values, target)
             else:
                 self._node(node, values, target)
+
+    def _owns(self, module: Module) -> bool:
+        return owns(module) if self._states else bool(parameters_of(module))
 
     def _inline(self, module: Module, node: CallNode, values: Map, target: Module) -> None:
         inner: Map = {

@@ -1,7 +1,7 @@
 """Choices among tokens: run on some queries at a time, or looked for in chosen blocks alone.
 
-A module of kind `SELECTION` says what is chosen as if every pair of tokens were looked at. Where its
-`topk` looks `among` chosen blocks, what it reads of the keys is gathered first, for each query: the
+A module of kind `SELECTION` says what is chosen as if every pair of tokens were looked at. Where
+its `topk` looks `among` chosen blocks, what it reads of the keys is gathered first, for each query: the
 same operations then go over the tokens of these blocks instead of all tokens.
 """
 
@@ -66,9 +66,9 @@ class _Search:
         self.columns = self._add(op_among, inputs)[0]
         self.columns.name = "columns"
         for node in self.module.nodes:
-            if isinstance(node, OpNode) and node is not self.choice:
-                if node is not self.clock.node:
-                    self._copy(node)
+            known = (self.choice, self.clock.node)
+            if isinstance(node, OpNode) and node not in known:
+                self._copy(node)
         self._choose(op)
         self.module.nodes = self.nodes
 

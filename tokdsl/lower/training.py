@@ -47,8 +47,7 @@ def _home(reader: Node, value: Value, found: dict[int, Node]) -> Node | None:
 def gather_training(module: Module, apart: set[int]) -> dict[int, Node]:
     """Move such nodes before their operation; return the operation of each, and its own.
 
-    Args:
-        apart: nodes that serve auxiliary values alone; they stay where they are.
+    What serves auxiliary values alone (``apart``) stays where it is.
     """
     served = {k: home for k, home in training_alone(module).items() if id(home) not in apart}
     homes = {id(home): home for home in served.values()}

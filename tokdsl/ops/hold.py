@@ -10,9 +10,7 @@ from tokdsl.ops.axes import (
     need_bool,
     need_float,
     product,
-    starts_argument,
     state_argument,
-    valid_argument,
 )
 from tokdsl.ops.base import Code, Companion, Cost, Fault, Op, Operand, StateSpec, op, tensor
 from tokdsl.types.tensors import Axis, TensorType
@@ -43,8 +41,7 @@ class Hold(Op):
 
     x: Operand
     when: Operand
-    valid: Companion | None = None
-    starts: Companion | None = None
+    clock: Companion | None = None
 
     def type(self) -> TensorType:
         """Return the type of ``x``."""
@@ -63,6 +60,10 @@ class Hold(Op):
             "when": [Flow(when.name, own.name, PAST)],
         }
 
+    def isolates(self) -> bool:
+        """Nothing is held from one document to the next."""
+        return True
+
     def gradient(self) -> dict[str, bool]:
         """None through the condition."""
         return {name: name == "x" and self.x.is_float for name, _ in self.operand_types()}
@@ -78,8 +79,9 @@ class Hold(Op):
         own = _stream(kind, "hold").name
         want = ["batch", own, *(n for n in names(kind) if n not in ("batch", own))]
         x = arrange(code["x"], names(kind), want)
-        rest = valid_argument(code) + starts_argument(code) + state_argument(code)
-        return arrange(f"{code.use('hold')}({x}, {code['when']}{rest})", want, names(kind))
+        rest = state_argument(code)
+        text = f"{code.use('hold')}({x}, {code['when']}, {code['clock']}{rest})"
+        return arrange(text, want, names(kind))
 
 
 @op("novel")
@@ -96,8 +98,7 @@ class Novel(Op):
 
     x: Operand
     below: float
-    valid: Companion | None = None
-    starts: Companion | None = None
+    clock: Companion | None = None
 
     def type(self) -> TensorType:
         """One bit per token."""
@@ -108,6 +109,10 @@ class Novel(Op):
         """All tokens up to the own one."""
         own = _stream(tensor(self.x, "x"), "novel")
         return {"x": [Flow(own.name, own.name, PAST)]}
+
+    def isolates(self) -> bool:
+        """The first token of a document is compared with none."""
+        return True
 
     def gradient(self) -> dict[str, bool]:
         """None through a comparison."""
@@ -132,7 +137,7 @@ class Novel(Op):
         own = _stream(kind, "novel").name
         want = ["batch", own, *(n for n in names(kind) if n not in ("batch", own))]
         x = arrange(code["x"], names(kind), want)
-        rest = valid_argument(code) + starts_argument(code) + state_argument(code)
+        rest = state_argument(code)
         if code.decision:
             rest += f", decision={code.decision}"
-        return f"{code.use('novel')}({x}, {self.below:.17g}{rest})"
+        return f"{code.use('novel')}({x}, {self.below:.17g}, {code['clock']}{rest})"

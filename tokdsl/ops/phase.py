@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tokdsl.ops.base import Code, Op, Operand, broadcast, op
+from tokdsl.ops.base import Code, Fault, Op, Operand, broadcast, op, tensor
+from tokdsl.ops.cast import cast_text
 from tokdsl.types.tensors import TensorType
 
 
@@ -15,7 +16,7 @@ class InTraining(Op):
     What is computed for the first value alone is computed in training alone: a decoder contains
     none of it, and it may read later tokens, which is a warning.
 
-    Shape: [*a], [*b] -> [* a and b].   Gradient: smooth in the value that is taken.
+    Shape: [*a], [*a] -> [*a].   Gradient: smooth in the value that is taken.
     """
 
     training_operands: ClassVar[tuple[str, ...]] = ("x",)
@@ -24,12 +25,37 @@ class InTraining(Op):
     otherwise: Operand
 
     def type(self) -> TensorType:
-        """Return the type of both, axes matched by name."""
-        return broadcast(self.x, self.otherwise, what="`in_training`")
+        """Return the type of both.
+
+        Raises:
+            Fault: if they have different axes.
+        """
+        x, otherwise = tensor(self.x, "x"), tensor(self.otherwise, "otherwise")
+        kind = broadcast(x, otherwise, what="`in_training`")
+        # while a definition is checked for all sizes, buffers look like values of an example
+        is_known = all(axis.size.is_number or axis.clock is not None for axis in kind.axes)
+        differ = any(len(kind.axes) != len(k.axes) for k in (x, otherwise))
+        if differ or (is_known and x.batched != otherwise.batched):
+            raise Fault(
+                "operand-shape",
+                f"`in_training` needs two values with the same axes, found {x} and {otherwise}",
+                "otherwise",
+            )
+        return kind
 
     def branches(self, code: Code) -> tuple[str, str]:
         """Return the texts of both values."""
-        return code.aligned("x"), code.aligned("otherwise")
+        kind = self.type()
+        x, otherwise = (
+            text if self.dtype_of(name) == kind.dtype else cast_text(code, text, kind.dtype)
+            for name in ("x", "otherwise")
+            for text in [code.aligned(name)]
+        )
+        return x, otherwise
+
+    def dtype_of(self, operand: str) -> str:
+        """Return the dtype of an operand."""
+        return str(getattr(self, operand).dtype)
 
     def torch(self, code: Code) -> str:
         """Return a call of the package's function, where nothing is left out of inference."""

@@ -169,28 +169,6 @@ class TopMask(Op):
             kind = broadcast(kind, need_bool(self.where, "where", "top_mask"))
         return TensorType(kind.axes, "bool", kind.batched or count.batched)
 
-    def _check_among(self, full: TensorType, axis: Axis) -> None:
-        among = need_integer(self.among, "among", "topk")  # type: ignore[arg-type]
-        if axis.clock is None or not axis.memory or axis.block:
-            raise Fault(
-                "operand-shape",
-                "`among` needs a choice among tokens: `topk(score; k, over = j, among = blocks)` "
-                "with `score[i: T, j: T] = ...`",
-                "among",
-            )
-        kept = [a.name for a in full.axes if a.name != self.over]
-        if any(a.name not in kept for a in among.axes[:-1]) or among.axes[-1].clock is not None:
-            raise Fault("operand-shape", f"`among` {among} is no index set for {full}", "among")
-        length = axis.clock.length
-        known = among.classes is not None and not among.classes.symbols() - length.symbols()
-        if known and among.classes * self.block != length:  # type: ignore[operator]
-            raise Fault(
-                "size-mismatch",
-                f"`among` chooses one of {among.classes}, not of blocks of {self.block}",
-                "among",
-                help="give the size of the blocks: `topk(...; among = near, block = 64)`",
-            )
-
     def flows(self) -> dict[str, list[Flow]]:
         """All positions along the axis are compared; validity reads no token."""
         return {

@@ -24,7 +24,7 @@ from tokdsl.ops.base import (
     tensor,
 )
 from tokdsl.ops.precedence import primary
-from tokdsl.types.dims import Dim
+from tokdsl.types.dims import Dim, combine
 from tokdsl.types.tensors import Axis, Clock, TensorType
 from tokdsl.types.time import PAST, Flow, Interval
 
@@ -32,7 +32,9 @@ from tokdsl.types.time import PAST, Flow, Interval
 def blocks_of(clock: Clock, size: Dim) -> Dim:
     """Return how many blocks of tokens there are."""
     number = size.number
-    return clock.length * Fraction(1, number or 1) if number != 1 else clock.length
+    if number is None:
+        return combine("//", clock.length, size)
+    return clock.length * Fraction(1, number) if number > 1 else clock.length
 
 
 def check_among(given: Operand, block: int, full: TensorType, axis: Axis) -> None:
@@ -65,7 +67,7 @@ def check_among(given: Operand, block: int, full: TensorType, axis: Axis) -> Non
     if among.classes * block != length:
         raise Fault(
             "size-mismatch",
-            f"`among` chooses one of {among.classes}, not of blocks of {block}",
+            f"`among` is no choice among blocks of {block}",
             "among",
             help="give the size of the blocks: `topk(...; among = near, block = 64)`",
         )
@@ -337,7 +339,7 @@ class Selected(Attention):
                 kind = f"blocks of {self.block}" if self.block > 1 else "tokens"
                 raise Fault(
                     "size-mismatch",
-                    f"`select` is not a choice among {kind}: it is one of {select.classes}",
+                    f"`select` is no choice among {kind}",
                     "select",
                     help="give the size of the blocks: `attend(...; select = keep, block = 64)`",
                 )

@@ -203,8 +203,9 @@ class _Run:
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip))
         self._check_finite({**found, "the gradient": norm})
         self.optimizer.step()
-        if hasattr(self.model, "end_step"):
-            self.model.end_step()
+        end_step = getattr(self.model, "end_step", None)
+        if callable(end_step):  # buffers that wait for the step
+            end_step()
         self.optimizer.zero_grad()
         self.step += 1
         count = settings.batch * settings.length

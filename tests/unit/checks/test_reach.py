@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokdsl.checks.reach import ALL, OWN, PERHAPS, Reach, along, either, join, of_flow
-from tokdsl.types.time import INFINITY, PAST, Flow, Interval
+from tokdsl.types.time import INFINITY, PAST, Crossing, Flow, Interval
 
 offsets = st.integers(-5, 5)
 intervals = st.builds(lambda a, b: Interval(min(a, b), max(a, b)), offsets, offsets)
@@ -74,3 +74,51 @@ def test_own_token_changes_nothing() -> None:
 
 def test_streams_of_different_rates_cannot_be_compared() -> None:
     assert either(Reach(0, 0, 0, 2.0), OWN) == PERHAPS
+
+
+# ----------------------------------------------------------------------------- ragged chunks
+
+#: last tokens of the chunks of some rows
+CUTS = ((0, 1, 2, 3, 4, 5, 6, 7, 8, 9), (2, 3, 7, 8, 9), (4, 9), (0, 4, 5, 9))
+
+
+def furthest_of_chunks(whole: bool, move: int, lag: int, closed: bool) -> int:
+    """Return how far ahead some token of some row reads through its chunks."""
+    ahead = -LENGTH
+    for ends in CUTS:
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        for at in range(ends[-1] + 1):
+            own = next(m for m, end in enumerate(ends) if end >= at)
+            own -= 1 if closed and ends[own] > at else 0
+            chunk = own - lag + move
+            if 0 <= chunk < len(ends):
+                ahead = max(ahead, (ends if whole else starts)[chunk] - at)
+    return ahead
+
+
+@given(st.booleans(), st.integers(-2, 2), st.integers(0, 3), st.booleans())
+def test_through_ragged_chunks(whole: bool, move: int, lag: int, closed: bool) -> None:
+    down = of_flow(Flow("T", "C", crossing=Crossing("c", "reduce", whole)))
+    up = of_flow(Flow("C", "T", crossing=Crossing("c", "expand", closed=closed, lag=lag)))
+    reach = join(join(down, along(Interval(move, move))), up)
+    assert reach.is_late == (furthest_of_chunks(whole, move, lag, closed) > 0)
+
+
+@given(st.integers(-2, 0), st.integers(-2, 0), st.integers(0, 2), st.booleans())
+def test_two_ways_through_the_same_chunks(a: int, b: int, lag: int, closed: bool) -> None:
+    kinds = [Flow("T", "C", crossing=Crossing("c", "reduce", whole)) for whole in (False, True)]
+    moves = [along(Interval(move, move)) for move in (a, b)]
+    ways = [join(of_flow(k), m) for k, m in zip(kinds, moves, strict=True)]
+    up = of_flow(Flow("C", "T", crossing=Crossing("c", "expand", closed=closed, lag=lag)))
+    both = join(either(*ways), up)
+    assert both.is_late == any(join(way, up).is_late for way in ways)
+
+
+def test_that_a_chunk_follows_is_not_known_before_it_does() -> None:
+    down = of_flow(Flow("T", "C", crossing=Crossing("c", "reduce", False)))
+    back, ahead = along(Interval(-2, -2)), along(Interval(1, 1))
+    up = of_flow(Flow("C", "T", crossing=Crossing("c", "expand")))
+    reach = join(join(join(down, back), ahead), up)
+    assert reach.is_late and reach.sure == -INFINITY
+    assert not join(join(back, ahead), OWN).is_late
+    assert join(back, ahead, counted=True).hi == 1

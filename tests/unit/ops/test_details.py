@@ -277,3 +277,19 @@ def test_faults(name: str, arguments: dict[str, object], kind_of_fault: str) -> 
     assert caught.value.kind == kind_of_fault
     assert kind_of_fault in {cls.name for cls in load_registry().values()}
     assert caught.value.text
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_in_training_takes_one_value_and_its_gradient(training: bool) -> None:
+    case = use("in_training", x=TD, otherwise=TD)
+    operands = {name: x.requires_grad_() for name, x in case.operands().items()}
+    (found,) = run(case, operands, training=training)
+    taken, left = ("x", "otherwise") if training else ("otherwise", "x")
+    assert torch.equal(found, operands[taken])
+    found.sum().backward()
+    assert operands[taken].grad is not None and operands[left].grad is None
+
+
+def test_in_training_needs_the_same_axes() -> None:
+    with pytest.raises(Fault, match="the same axes"):
+        OPS["in_training"](x=TD, otherwise=VECTOR).type()
