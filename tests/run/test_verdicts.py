@@ -28,11 +28,14 @@ def _specs(folder: str, *names: str) -> list[Path]:
 
 
 ACCEPTED = _specs("accept")
+#: parameters that change nothing: a softmax does not see what is added to all its scores
+WITHOUT_EFFECT = {"pairs_of_a_batch": {"pair.readout.score.bias"}}
 LEAKING = [
     path
     for path in _specs("reject", "not-causal", "causality-undecided")
-    # its model has no stream at the end; or looks up positions that may not exist
-    if path.stem not in ("pooled_output", "gather_anywhere")
+    # its model has no stream at the end; looks up positions that may not exist; is not emitted yet
+    if path.stem
+    not in ("pooled_output", "permuted_tokens", "gather_anywhere", "centred_codec_encoder")
 ]
 DEAD = [
     path
@@ -60,13 +63,15 @@ def _streams(made: Emitted) -> list[str]:
 def test_accepted_specs_do_what_the_checks_say(path: Path, tmp_path: Path) -> None:
     made = _model(path, tmp_path)
     for stage in _streams(made):
-        leak = made.leak(stage, LENGTH)
+        # a whole number of frames for what makes frames of samples
+        leak = made.leak(stage, 32 if path.stem == "causal_codec_encoder" else LENGTH)
         assert (leak < EXACT) == made.facts.causal[stage], f"{stage}: {leak}"
     count = sum(parameter.numel() for parameter in made.model.parameters())
     assert count == made.facts.numbers["params"]
     if made.program.objective is not None:
         length = 80 if path.stem == "two_levels" else LENGTH  # two whole chunks of chunks
-        assert made.without_gradient(length) == set(), "called reached, but has no gradient"
+        dead = made.without_gradient(length)
+        assert dead == WITHOUT_EFFECT.get(path.stem, set()), "called reached, but has no gradient"
 
 
 @pytest.mark.parametrize("path", LEAKING, ids=lambda path: path.stem)
