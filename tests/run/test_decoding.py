@@ -32,7 +32,7 @@ DECODED = {
     "tokenselect",
 }  # fmt: skip
 ROWS, LENGTH = 3, 19
-#: float32 rounds in each of its 33 layers
+#: float32 rounds in each of its 32 layers
 ROUNDED = {"ling": 5e-5}
 #: settings where derived sizes would leave nothing to test
 SETTINGS = {"byte_moe": {"d": 16, "heads": 2, "kv_heads": 1, "hidden": 16, "experts": 4}}

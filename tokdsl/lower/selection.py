@@ -1,8 +1,8 @@
 """Choices among tokens: run on some queries at a time, or looked for in chosen blocks alone.
 
 A module of kind `SELECTION` says what is chosen as if every pair of tokens were looked at. Where
-its `topk` looks `among` chosen blocks, what it reads of the keys is gathered first, for each query: the
-same operations then go over the tokens of these blocks instead of all tokens.
+its `topk` looks `among` chosen blocks, what it reads of the keys is gathered first, for each query:
+the same operations then go over the tokens of these blocks instead of all tokens.
 """
 
 from __future__ import annotations
