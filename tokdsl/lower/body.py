@@ -81,6 +81,8 @@ class Body:
         self.names = Names()
         self.text: dict[int, str] = {}
         self.statements: list[Statement | Loop] = []
+        #: the chunks that this body has, by their clock
+        self._here = chunks_in(module)
         #: functions and classes of ``state.py`` that the statements need
         self.states: set[str] = set()
         self._roots: dict[int, list[Value]] = {}
@@ -142,7 +144,7 @@ class Body:
         stream = self.module.inputs[0]
         if not self.shared.streaming:
             return
-        chunks, kind = chunks_in(self.module).get(clock.name), self.module.results[0].type
+        chunks, kind = self._here.get(clock.name), self.module.results[0].type
         if chunks is None or not isinstance(kind, TensorType):
             return
         x, name = self.text[id(stream)], self.text[id(chunks)]
@@ -164,8 +166,10 @@ class Body:
         """Tell the decode states of a node which chunks the call is about."""
         if not self.shared.streaming or not self._in_steps(node):
             return
+        here = self._here
+        if not here:
+            return
         own = stage_clock(self.module)
-        here = chunks_in(self.module)
         wanted = wanted_clocks(node) & (here.keys() - {own.name if own is not None else ""})
         if not wanted:
             return
@@ -244,7 +248,7 @@ class Body:
                 last[id(value)] = at
         for value in self.module.results:
             last[id(value)] = len(self.module.nodes)
-        for value in chunks_in(self.module).values():
+        for value in self._here.values():
             last[id(value)] = len(self.module.nodes)  # its clock may be read anywhere
         return last
 
@@ -354,6 +358,8 @@ class Body:
                 fallback = value.name or f"{type(node.op).op_name}_{value.index}"
             elif isinstance(value.type, ChunksType):
                 fallback = "chunks"
+            elif isinstance(node, CallNode):
+                fallback = value.name or node.module.results[value.index].name or "y"
             names.append(self.names.take(_hidden_name(node, value) or fallback, id(value)))
             self.text[id(value)] = names[-1]
         self.statements.append(
@@ -440,7 +446,7 @@ class Body:
     def _clock(self, clock: Clock) -> tuple[str, str | None]:
         """Return the name of the input's clock and the text of a clock made from it, if any."""
         if clock.cut:
-            chunks = chunks_in(self.module).get(clock.name)
+            chunks = self._here.get(clock.name)
             return "", f"{self.text[id(chunks)]}.clock" if chunks is not None else None
         if clock.name in self.clock_names or clock.parent is None:
             return clock.name, self.clock_names.get(clock.name)
@@ -471,7 +477,7 @@ class Body:
 
     def _chunks_of(self, clock: Clock | None) -> list[str]:
         """Return how decisions by chunk are recorded, unless this is a stage of these chunks."""
-        chunks = chunks_in(self.module).get(clock.name) if clock is not None else None
+        chunks = self._here.get(clock.name) if clock is not None else None
         if chunks is None or clock == stage_clock(self.module):
             return []
         name = self.text[id(chunks)]

@@ -488,11 +488,12 @@ class Text(nn.Module):
         symbols = self.symbols(ids)  # (B, T, d)  hat.tok:39
         arange = torch.arange(64, device=ids.device)  # (pair)  rotary.tok:20
         # (B, C, width)  hat.tok:43
-        y, chunks = self.read_words(
+        project, chunks = self.read_words(
             symbols, c, 1.0 / 10000.0 ** (arange / 64), state and state.read_words
         )
         frequency = 1.0 / 10000.0 ** (arange * 2 / 128)  # (pair)  rotary.tok:12
-        words = self.words(y, chunks, frequency, state and state.words)  # (B, C, width)  hat.tok:42
+        # (B, C, width)  hat.tok:42
+        words = self.words(project, chunks, frequency, state and state.words)
         project = self.project(words)  # (B, C, d)  hat.tok:51
         # (B, T, d)  hat.tok:53
         x = upsample_chunks(

@@ -569,7 +569,7 @@ class Text(nn.Module):
             x = layer(x, clock.valid, clock.starts, state and state.layers[i])
         x = self.rmsnorm(x)  # (B, T, d)  hnet.tok:22
         # (B, chunks, d)  hnet.tok:23
-        y, chunks, y_2, y_3 = self.cosine_chunk(
+        y, chunks, prob, confidence = self.cosine_chunk(
             x,
             clock.valid,
             clock.starts,
@@ -584,10 +584,10 @@ class Text(nn.Module):
         # (B, chunks, width)  hnet.tok:23
         chunks_2 = self.chunks(self.widened(y), chunks, frequency, state and state.chunks)
         # (B, T, d)  hnet.tok:24
-        x_2 = self.smooth(chunks_2[..., :1024], chunks, y_2, state and state.smooth)
-        # (B, T, d)  hnet.tok:23
-        add = precise(x_2) * (1.0 + (y_3 - y_3.detach())).unsqueeze(-1) + self.linear(x)
-        x = add.to(x.dtype)  # (B, T, d)  hnet.tok:23
+        x_2 = self.smooth(chunks_2[..., :1024], chunks, prob, state and state.smooth)
+        # (B, T, d)  chunking.tok:42
+        multiply = precise(x_2) * (1.0 + (confidence - confidence.detach())).unsqueeze(-1)
+        x = (multiply + self.linear(x)).to(x.dtype)  # (B, T, d)  hnet.tok:23
         for i, layer in enumerate(self.layers_2):  # (B, T, d)  hnet.tok:29
             x = layer(x, clock.valid, clock.starts, state and state.layers_2[i])
         return self.unembed(self.rmsnorm_2(x))

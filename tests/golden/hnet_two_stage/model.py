@@ -644,7 +644,7 @@ class ChunksBlock(nn.Module):
             x = layer(x, chunks.clock.valid, chunks.clock.starts, state and state.layers[i])
         x = self.rmsnorm(x)  # (B, chunks, width)  hnet_two_stage.tok:28
         # (B, words, width)  hnet_two_stage.tok:29
-        y, chunks_2, y_2, y_3 = self.cosine_chunk(
+        y, chunks_2, prob, confidence = self.cosine_chunk(
             x,
             chunks.clock.valid,
             chunks.clock.starts,
@@ -657,10 +657,10 @@ class ChunksBlock(nn.Module):
         # (B, words, width)  hnet_two_stage.tok:29
         words = self.words(self.widened(y), chunks_2, frequency_2, state and state.words)
         # (B, chunks, width)  hnet_two_stage.tok:30
-        x_2 = self.smooth(words[..., :1024], chunks_2, y_2, state and state.smooth)
-        # (B, chunks, width)  hnet_two_stage.tok:29
-        add = precise(x_2) * (1.0 + (y_3 - y_3.detach())).unsqueeze(-1) + self.linear(x)
-        x = add.to(x.dtype)  # (B, chunks, width)  hnet_two_stage.tok:29
+        x_2 = self.smooth(words[..., :1024], chunks_2, prob, state and state.smooth)
+        # (B, T, d)  chunking.tok:42
+        multiply = precise(x_2) * (1.0 + (confidence - confidence.detach())).unsqueeze(-1)
+        x = (multiply + self.linear(x)).to(x.dtype)  # (B, chunks, width)  hnet_two_stage.tok:29
         for i, layer in enumerate(self.layers_2):  # (B, chunks, width)  hnet_two_stage.tok:35
             x = layer(x, chunks.clock.valid, chunks.clock.starts, state and state.layers_2[i])
         # (B, chunks, width)  hnet_two_stage.tok:38
@@ -725,7 +725,7 @@ class Text(nn.Module):
             x = layer(x, clock.valid, clock.starts, state and state.layers[i])
         x = self.rmsnorm(x)  # (B, T, d)  hnet_two_stage.tok:21
         # (B, chunks, d)  hnet_two_stage.tok:22
-        y, chunks, y_2, y_3 = self.cosine_chunk(
+        y, chunks, prob, confidence = self.cosine_chunk(
             x,
             clock.valid,
             clock.starts,
@@ -750,10 +750,10 @@ class Text(nn.Module):
             state and state.chunks,
         )
         # (B, T, d)  hnet_two_stage.tok:23
-        x_2 = self.smooth(chunks_2[..., :1024], chunks, y_2, state and state.smooth)
-        # (B, T, d)  hnet_two_stage.tok:22
-        add = precise(x_2) * (1.0 + (y_3 - y_3.detach())).unsqueeze(-1) + self.linear(x)
-        x = add.to(x.dtype)  # (B, T, d)  hnet_two_stage.tok:22
+        x_2 = self.smooth(chunks_2[..., :1024], chunks, prob, state and state.smooth)
+        # (B, T, d)  chunking.tok:42
+        multiply = precise(x_2) * (1.0 + (confidence - confidence.detach())).unsqueeze(-1)
+        x = (multiply + self.linear(x)).to(x.dtype)  # (B, T, d)  hnet_two_stage.tok:22
         for i, layer in enumerate(self.layers_2):  # (B, T, d)  hnet_two_stage.tok:40
             x = layer(x, clock.valid, clock.starts, state and state.layers_2[i])
         return self.unembed(self.rmsnorm_2(x))

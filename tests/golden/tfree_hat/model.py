@@ -520,7 +520,7 @@ class Text(nn.Module):
         for i, layer in enumerate(self.layers):  # (B, T, d)  tfree_hat.tok:45
             x = layer(x, rotation, mask, state and state.layers[i])
         # (B, C, width)  tfree_hat.tok:52
-        y, chunks = self.latent_words(
+        o, chunks = self.latent_words(
             x, c, clock.position, 1.0 / 10000.0 ** (arange / 64), state and state.latent_words
         )
         divide = 1.0 / 500000.0**divide  # (pair)  rotary.tok:12
@@ -528,7 +528,7 @@ class Text(nn.Module):
         kept = ((turns - 1.0) / 3.0).clamp(min=0.0, max=1.0)  # (pair)  rotary.tok:33
         frequency = divide * (kept + (1.0 - kept) / 8.0)  # (pair)  rotary.tok:34
         # (B, C, width)  tfree_hat.tok:51
-        words = self.words(y, chunks, frequency, state and state.words)
+        words = self.words(o, chunks, frequency, state and state.words)
         for i, layer in enumerate(self.layers_2):  # (B, T, d)  tfree_hat.tok:61
             x = layer(x, words, self.first, c, rotation, mask, state and state.layers_2[i])
         return self.unembed(self.rmsnorm(x))
