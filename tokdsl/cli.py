@@ -17,6 +17,7 @@ import typer
 from tokdsl import __version__
 from tokdsl.commands.fmt import Form
 from tokdsl.commands.generate import Sampling
+from tokdsl.commands.tune import Load
 from tokdsl.diagnostics import Diagnostic, Report
 from tokdsl.diagnostics.render import Format, count, render
 from tokdsl.training.settings import Precision, TrainSettings
@@ -240,6 +241,10 @@ def build(
         "build"
     ),
     sets: Sets = None,
+    explain_kernels: Annotated[
+        bool,
+        typer.Option("--explain-kernels", help="Say which equations are a kernel, or why not."),
+    ] = False,
     format: FormatOption = Format.TEXT,
 ) -> None:
     """Write the PyTorch package of a spec to OUT/NAME; a failed build changes nothing."""
@@ -249,6 +254,8 @@ def build(
     _stop_on_errors(built.report, format)
     if format in (Format.TEXT, Format.CONCISE):
         typer.echo(f"built {built.directory}")
+        for region in built.regions if explain_kernels else []:
+            typer.echo(str(region))
 
 
 @app.command(
@@ -362,7 +369,7 @@ def explain(
 
 # --------------------------------------------------------------------------- built models
 
-_TRAIN, _SAMPLE = TrainSettings(), Sampling()
+_TRAIN, _SAMPLE, _LOAD = TrainSettings(), Sampling(), Load()
 
 
 @app.command(
@@ -503,6 +510,26 @@ def generate(
     except TrainingError as error:
         _fail(error)
     typer.echo()
+
+
+@app.command(epilog=_examples("tokdsl tune build/mixtral --batch 8 --length 4096"))
+def tune(
+    package: Annotated[Path, typer.Argument(help="A built package.")],
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = _LOAD.batch,
+    length: Annotated[int, typer.Option(help="Tokens of each.")] = _LOAD.length,
+    steps: Annotated[int, typer.Option(help="Tokens decoded one by one.")] = _LOAD.steps,
+) -> None:
+    """Measure the configurations of a package's kernels on this GPU and keep the fastest.
+
+    They are written to tuned.json in the package, by the name of the device.
+    """
+    from tokdsl.commands.tune import TrainingError
+    from tokdsl.commands.tune import tune as run
+
+    try:
+        typer.echo(f"wrote {run(package, Load(batch, length, steps), typer.echo)}")
+    except TrainingError as error:
+        _fail(error)
 
 
 def _show_piece(piece: str) -> None:

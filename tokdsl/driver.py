@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokdsl.checks.facts import Facts
 from tokdsl.diagnostics import Report
 from tokdsl.graph.program import Program
 from tokdsl.resolve.modules import FileScope, Library
 from tokdsl.source import SourceFile
+
+if TYPE_CHECKING:
+    from tokdsl.lower.kernels.report import RegionReport
 
 
 @dataclass
@@ -104,21 +108,33 @@ def parse_value(text: str) -> object:
 
 @dataclass
 class Built:
-    """The outcome of a build: findings, and where the package is (None if there is none)."""
+    """The outcome of a build: findings, and where the package is (None if there is none).
+
+    Args:
+        files: text of the files by name.
+        regions: what was decided about each region that could be a kernel.
+    """
 
     report: Report
     directory: Path | None = None
     files: dict[str, str] = field(default_factory=dict)
+    regions: list[RegionReport] = field(default_factory=list)
 
 
 def emit_program(checked: Checked, program: Program, source_name: str) -> dict[str, str]:
     """Return the files of the package of one checked model."""
+    return _emitted(checked, program, source_name)[0]
+
+
+def _emitted(
+    checked: Checked, program: Program, source_name: str
+) -> tuple[dict[str, str], list[RegionReport]]:
     from tokdsl.emit.package import emit
     from tokdsl.lower.build import lower
 
     facts = checked.facts[program.name]
     plan = lower(program, facts, digest(checked))
-    return emit(plan, source_name) | tokenizer_file(program)
+    return emit(plan, source_name) | tokenizer_file(program), plan.regions
 
 
 def tokenizer_file(program: Program) -> dict[str, str]:
@@ -154,7 +170,7 @@ def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> 
         return Built(checked.report)
     program = checked.programs[0]
     try:
-        files = emit_program(checked, program, path.name)
+        files, regions = _emitted(checked, program, path.name)
     except Unsupported as error:
         checked.report.add(NotLowered(span=program.span, what=str(error)))
         return Built(checked.report)
@@ -162,4 +178,4 @@ def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> 
     with replaced_directory(target) as folder:
         for name, text in files.items():
             (folder / name).write_text(text, "utf-8")
-    return Built(checked.report, target, files)
+    return Built(checked.report, target, files, regions)

@@ -165,7 +165,7 @@ def test_all_tokens_chosen_is_latent_attention(
             {},
         )
     )
-    dense = drawn(package(tmp_path / "d", text.format(call=f"mla({body}, absorbed = true)"), {}))
+    dense = drawn(package(tmp_path / "d", text.format(call=f"mla({body}, absorbed = 1000000)"), {}))
     weights = sparse.state_dict()
     dense.load_state_dict(
         {name: weights[name.replace("mla", "dsa")] for name in dense.state_dict()}

@@ -212,7 +212,7 @@ def test_latents_attended_to_are_keys_and_values_attended_to(
     tmp_path: Path, made: ModuleType
 ) -> None:
     model = drawn(made)
-    other = drawn(package(tmp_path, EXAMPLE, {**SIZES, "absorbed": "true"}))
+    other = drawn(package(tmp_path, EXAMPLE, {**SIZES, "absorbed": "1000000"}))
     other.load_state_dict(model.state_dict())
     ids = torch.randint(32, (2, 19))
     assert error(other(ids).text, model(ids).text) < 1e-12

@@ -109,10 +109,12 @@ class Accountant:
 
     Args:
         constancy: what decode steps leave out; None for a whole pass.
+        stepping: whether decode steps are counted.
     """
 
-    def __init__(self, constancy: Constancy | None = None) -> None:
+    def __init__(self, constancy: Constancy | None = None, stepping: bool = False) -> None:
         self._constancy = constancy
+        self._stepping = stepping
         self._known: dict[int, Costs] = {}
 
     def module(self, module: Module) -> Costs:
@@ -127,7 +129,8 @@ class Accountant:
         found = Costs()
         owned: set[str] = set()
         rows = routes(module)
-        unread, looked_at = _unread(module), _looked_at(module)
+        unread = _unread(module) | _other_way(module, self._stepping)
+        looked_at = _looked_at(module)
         for node in module.nodes:
             if id(node) in unread or self.is_left_out(module, node):
                 continue
@@ -285,6 +288,29 @@ def _unread(module: Module) -> set[int]:
     return found
 
 
+def _other_way(module: Module, stepping: bool) -> set[int]:
+    """Return what serves values alone that are not taken: in short calls, or in the others."""
+    not_taken = {
+        (id(node), name)
+        for node in module.nodes
+        if isinstance(node, OpNode)
+        for name in node.op.not_taken(stepping)
+    }
+    if not not_taken:
+        return set()
+    read = {id(v) for v in module.results}
+    found: set[int] = set()
+    for node in reversed(module.nodes):
+        is_read = any(id(v) in read for v in node.outputs) or not node.outputs
+        if not is_read and isinstance(node, OpNode) and not node.op.parameters():
+            found.add(id(node))
+            continue
+        names = node.operands if isinstance(node, OpNode) else tuple("" for _ in node.inputs)
+        pairs = zip(names, node.inputs, strict=True)
+        read.update(id(v) for name, v in pairs if (id(node), name) not in not_taken)
+    return found
+
+
 def _looked_at(module: Module) -> dict[str, Dim | int]:
     """Return how many keys a choice looks at where it does not look at all of them."""
     if module.kind != SELECTION:
@@ -346,7 +372,7 @@ def check(program: Program, facts: Facts, report: Report) -> None:
     full, decode = lengths(program, LENGTH, main)
     decoded = Amount()
     constancy = decode_constancy(program, facts)
-    stepping = Accountant(constancy) if constancy is not None else accountant
+    stepping = Accountant(constancy, stepping=True)
     for stage in program.stages:
         costs = accountant.module(stage.module)
         stepped = stepping.module(stage.module)

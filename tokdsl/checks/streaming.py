@@ -335,7 +335,7 @@ def used_nodes(module: Module, training: bool = False) -> list[Node]:
             found.append(node)
             left_out: tuple[str, ...] = ()
             if isinstance(node, OpNode) and not training:
-                left_out = node.op.training_operands
+                left_out = node.op.training_operands + node.op.step_operands
             names = node.operands if left_out and isinstance(node, OpNode) else ()
             apart = {id(v) for n, v in zip(names, node.inputs, strict=False) if n in left_out}
             wanted |= {id(value) for value in node.inputs} - apart

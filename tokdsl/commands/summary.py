@@ -164,7 +164,7 @@ class Walker:
 
     def __init__(self, program: Program, facts: Facts) -> None:
         self.accountant = Accountant()
-        self.stepping = Accountant(decode_constancy(program, facts))
+        self.stepping = Accountant(decode_constancy(program, facts), stepping=True)
         self.main = main_clock(program, facts)
         self.full, self.decode = lengths(program, LENGTH, self.main)
         self.tokens = self.full.get(f"T_{self.main.name}", 1.0) if self.main is not None else 1.0

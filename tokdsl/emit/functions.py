@@ -10,20 +10,27 @@ from functools import cache
 from tokdsl.resources import resource
 
 _NEEDS = re.compile(r"^# needs: (.+)$", re.MULTILINE)
+_KERNELS = re.compile(r"^# kernel: (\w+)$", re.MULTILINE)
 STANDARD = {"collections", "dataclasses", "math", "typing", "itertools", "json", "pathlib",
             "functools", "collections.abc", "__future__", "contextlib", "bisect", "codecs",
-            "io", "re", "string", "tokenize", "types"}  # fmt: skip
+            "importlib", "importlib.util", "io", "os", "re", "string", "tokenize", "types",
+            "warnings"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Function:
-    """One file of ``codegen/ops``: what it imports, needs and defines."""
+    """One file of ``codegen/ops``: what it imports, needs and defines.
+
+    Args:
+        kernels: folders of ``codegen/kernels`` that it calls on a GPU.
+    """
 
     name: str
     plain: frozenset[str]
     members: frozenset[tuple[str, str]]
     needs: tuple[str, ...]
     body: str
+    kernels: tuple[str, ...] = ()
 
 
 @cache
@@ -33,7 +40,11 @@ def read(name: str) -> Function:
     Raises:
         FileNotFoundError: if there is no such function: a primitive names one that is missing.
     """
-    text = resource("codegen", "ops", f"{name}.py.jinja").read_text("utf-8")
+    return parse(name, resource("codegen", "ops", f"{name}.py.jinja").read_text("utf-8"))
+
+
+def parse(name: str, text: str) -> Function:
+    """Return a file's text in parts: imports, and what follows them."""
     needs = tuple(
         part.strip() for line in _NEEDS.findall(text) for part in line.split(",") if part.strip()
     )
@@ -56,8 +67,10 @@ def read(name: str) -> Function:
             last = node.end_lineno or last
         else:
             break
-    body = "\n".join(line for line in lines[last:] if not _NEEDS.match(line))
-    return Function(name, frozenset(plain), frozenset(members), needs, body.strip("\n"))
+    marks = (_NEEDS, _KERNELS)
+    body = "\n".join(line for line in lines[last:] if not any(m.match(line) for m in marks))
+    kernels = tuple(_KERNELS.findall(text))
+    return Function(name, frozenset(plain), frozenset(members), needs, body.strip("\n"), kernels)
 
 
 def collect(names: set[str]) -> list[Function]:

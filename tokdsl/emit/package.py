@@ -9,11 +9,14 @@ from typing import Any
 
 from tokdsl import __version__
 from tokdsl.emit import classes, functions, once
+from tokdsl.emit import kernels as kernel_text
 from tokdsl.emit.environment import render
+from tokdsl.emit.fused import fused, imported
 from tokdsl.emit.layouts import layouts
 from tokdsl.emit.tokenizer import tokenizer_files
 from tokdsl.emit.wrap import wrap
 from tokdsl.lower.decisions import place
+from tokdsl.lower.kernels.report import plain
 from tokdsl.lower.plan import ClassPlan, InputPlan, Plan, StagePlan
 
 #: names of ``functional.py`` that are classes used in annotations
@@ -24,6 +27,7 @@ STATE_TYPES = ("State", "ClockState")
 def emit(plan: Plan, source_name: str) -> dict[str, str]:
     """Return the text of every file of the package; the same plan gives the same bytes."""
     plan.functions |= {"TokenClock", "token_clock"} if _uses_clock(plan) else set()
+    plan.functions |= {"on_kernels"} if any(f.kernel[0] for f in plan.fused) else set()
     if plan.streaming:
         plan.states |= once.states(plan, _clocks(plan))
     files = {
@@ -33,6 +37,12 @@ def emit(plan: Plan, source_name: str) -> dict[str, str]:
     }
     if plan.functions:
         files["functional.py"] = _functional(plan, source_name)
+    if plan.fused:
+        names = [f.name for f in functions.collect(plan.functions)]
+        files["fused.py"] = fused(plan, _header(plan, source_name), names)
+    generic = kernel_text.wanted(plan.functions)
+    if generic or plan.kernels:
+        files["kernels.py"] = _kernels(plan, generic, source_name)
     if plan.streaming:
         files["state.py"] = _state(plan, source_name)
         files["generation.py"] = render("package/generation.py.jinja", {})
@@ -322,6 +332,7 @@ def _imports(plan: Plan, used: str) -> dict[str, list[str]]:
     state = [classes.state_name(c) for c in plan.classes if c.stateful] + sorted(plan.states)
     return {
         "functional": functional,
+        "fused": imported([f.name for f in plan.fused], text),
         "state": _sorted([*state, "ModelState", "ClockState"]) if plan.streaming else [],
         "F": ["F"] if "F." in text else [],
         "cast": _casts(plan),
@@ -357,6 +368,12 @@ def _functional(plan: Plan, source_name: str) -> str:
     typing = '# mypy: disable-error-code="no-any-return, no-untyped-call"\n'
     typing += "# (parts of torch are untyped)"
     return head + f'{_header(plan, source_name)}\n"""\n\n{typing}\n\n' + body
+
+
+def _kernels(plan: Plan, generic: list[str], source_name: str) -> str:
+    head = '"""Kernels of this package; each computes what a function of torch defines.\n\n'
+    head += f'{_header(plan, source_name)}\n"""\n\n# mypy: ignore-errors\n# fmt: off\n\n'
+    return head + kernel_text.kernels(generic, plan.kernels)
 
 
 def _state(plan: Plan, source_name: str) -> str:
@@ -398,7 +415,7 @@ def _manifest(plan: Plan, source_name: str) -> str:
             "streaming": plan.streaming,
             "isolated": plan.isolated,
             "facts": plan.facts,
-            "kernels": [],
+            "kernels": [plain(region) for region in plan.regions],
         }
     )
 

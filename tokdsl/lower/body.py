@@ -11,13 +11,18 @@ from tokdsl.lower.chunks import chunks_in, read_clocks, stage_clock, wanted_cloc
 from tokdsl.lower.decisions import choices, keeper, place, without_keepers
 from tokdsl.lower.experts import MixNode
 from tokdsl.lower.fixed import keep_together, kept_field
+from tokdsl.lower.kernels.attention import TILE, AttentionNode
+from tokdsl.lower.kernels.attention_functions import write_functions
+from tokdsl.lower.kernels.fused import Fused
+from tokdsl.lower.kernels.index import index_arguments
+from tokdsl.lower.kernels.nodes import RegionNode
 from tokdsl.lower.names import Names, state_names
 from tokdsl.lower.plan import Loop, Statement
 from tokdsl.lower.statistics import gather
-from tokdsl.lower.training import gather_training, training_alone
+from tokdsl.lower.training import gather_training, gather_ways, training_alone
 from tokdsl.ops.ambient import ClockOf, Constant, Position, Reading, Rename
 from tokdsl.ops.base import Code
-from tokdsl.ops.phase import InTraining
+from tokdsl.ops.phase import InSteps, InTraining
 from tokdsl.source import Span
 from tokdsl.types.tensors import (
     Axis,
@@ -60,6 +65,7 @@ class Shared:
     once: set[str] = field(default_factory=set)
     constancy: Constancy | None = None
     training: dict[int, set[int]] = field(default_factory=dict)
+    fused: Fused = field(default_factory=Fused)
 
     def in_steps(self, module: Module, node: Node) -> bool:
         """Whether decode steps run a node, so that it may have a state."""
@@ -101,6 +107,8 @@ class Body:
         self._for_aux = gather(module)
         #: nodes that training alone needs, and the operation that takes what they make
         self._for_training = gather_training(module, self._for_aux)
+        #: nodes that one of two values alone needs: the operation that takes it, and as what
+        self._ways = gather_ways(module, self._for_aux)
         self._block = ""
         #: nodes that are computed once, and what is kept of them between decode steps
         self._once, self._kept = keep_together(module, shared.constancy, self._for_aux)
@@ -111,7 +119,9 @@ class Body:
 
     def input(self, value: Value, wanted: str) -> str:
         """Give an input of the forward its name."""
-        name = self.names.take(wanted, id(value))
+        clock = value.python == "TokenClock" and self.module.kind != "stage"
+        tile = self.module.kind == TILE and wanted in ("s", "i", "j")
+        name = self.names.take(wanted, id(value), plain=clock or tile)
         self.text[id(value)] = name
         return name
 
@@ -128,6 +138,8 @@ class Body:
                 self._call(node)
             elif isinstance(node, LoopNode):
                 self._loop(node)
+            elif isinstance(node, RegionNode):
+                self._region(node)
             else:
                 assert isinstance(node, AuxNode)
                 self._aux(node)
@@ -196,10 +208,54 @@ class Body:
         block = "if aux is not None:" if id(node) in self._for_aux else ""
         if id(node) in self._for_training:
             block = "if self.training:"
+        if isinstance(node, OpNode) and any(home is node for home, _ in self._ways.values()):
+            return
+        if id(node) in self._ways:
+            return self._open_way(node, *self._ways[id(node)])
         if block and self._block != block:
             self.statements.append(Statement((), block, "", node.span))
         self._block = block
         self._indent = 4 if block or id(node) in self._once else 0
+
+    def _open_way(self, node: Node, home: OpNode, operand: str) -> None:
+        """Open the block of one of two values before the first node that it alone needs."""
+        block = f"{operand} {id(home)}"
+        if self._block != block:
+            if operand == home.operands[0]:
+                self._open_first_way(home)
+            else:
+                self._close_first_way(home)
+                self.statements.append(Statement((), "else:", "", node.span))
+        self._block, self._indent = block, 4
+
+    def _open_first_way(self, home: OpNode) -> None:
+        assert isinstance(home.op, InSteps)
+        result = dict(home.op.operand_types())
+        code = Code({}, result, home.outputs[0].type, names=self.sizes)
+        self.statements.append(Statement((), f"if {home.op.condition(code)}:", "", home.span))
+
+    def _close_first_way(self, home: OpNode) -> None:
+        """Give the first of two values the name of the result, at the end of its block."""
+        value = home.outputs[0]
+        if id(value) in self.text:
+            return
+        if not self._block.endswith(str(id(home))):
+            self._open_first_way(home)
+        self._indent = 4
+        self._bind(home, value, self.text[id(home.inputs[0])], self._wanted(home, value))
+
+    def _choose_way(self, node: OpNode, value: Value) -> None:
+        """Close the blocks of two values."""
+        second = f"{node.operands[1]} {id(node)}"
+        opened = self._block == second
+        self._close_first_way(node)
+        if not opened:
+            self.statements.append(Statement((), "else:", "", node.span))
+        name, text = self.text[id(value)], self.text[id(node.inputs[1])]
+        self.statements.append(
+            Statement((name,), text, shape_comment(value.type), self._span(node, value), 4)
+        )
+        self._block, self._indent = "", 0
 
     def _keep(self, node: Node | None) -> None:
         """Open the block of what decode steps do not compute again before its first node.
@@ -277,6 +333,8 @@ class Body:
         value = node.outputs[0]
         if self._for_training.get(id(node)) is node:
             return self._choose_phase(node, value)
+        if any(home is node for home, _ in self._ways.values()):
+            return self._choose_way(node, value)
         text = self.expression(node)
         if self._is_plain(node, text):
             self._set_inline(value, text, node.inputs)
@@ -360,6 +418,8 @@ class Body:
                 fallback = "chunks"
             elif isinstance(node, CallNode):
                 fallback = value.name or node.module.results[value.index].name or "y"
+            elif isinstance(node, RegionNode) and isinstance(value.node, OpNode):
+                fallback = value.name or type(value.node.op).op_name
             names.append(self.names.take(_hidden_name(node, value) or fallback, id(value)))
             self.text[id(value)] = names[-1]
         self.statements.append(
@@ -398,6 +458,8 @@ class Body:
             name: self.text[id(value)]
             for name, value in zip(node.operands, node.inputs, strict=True)
         }
+        if isinstance(node, AttentionNode):
+            operands |= write_functions(self, node)
         types = dict(op.operand_types())  # under the axis names of the body that it comes from
         state = ""
         if self.shared.streaming and op.state() is not None and self._in_steps(node):
@@ -500,7 +562,9 @@ class Body:
         kind = node.outputs[1].type
         assert isinstance(kind, TensorType)
         decision = self._keeper(name, kind) if name else ""
-        return selection.call(node, [self.text[id(v)] for v in node.inputs], decision)
+        is_read = id(node.outputs[0]) in self._uses
+        kernel = index_arguments(self, node.module, is_read)
+        return selection.call(node, [self.text[id(v)] for v in node.inputs], decision, kernel)
 
     def _call(self, node: CallNode) -> None:
         state = f"state and state.{self._state_name(node)}" if self._in_steps(node) else "None"
@@ -510,6 +574,26 @@ class Body:
             text = self._mixed(node)
         elif node.module.kind == SELECTION:
             text = self._chosen(node)
+        value = node.outputs[0]
+        if len(node.outputs) > 1:
+            self._bind_all(node, text)
+        elif self._inlinable(value, text):
+            self._set_inline(value, text, node.inputs)
+        else:
+            self._bind(node, value, text, self._wanted(node, value))
+
+    def _region(self, node: RegionNode) -> None:
+        """Call a function of ``fused.py``, which is written here."""
+        decides = (
+            bool(node.module.statics.get("choices")) and id(self.module) in self.shared.decides
+        )
+        if decides:
+            self.shared.decides.add(id(node.module))
+        name = self.shared.fused.add(self, node, decides)
+        arguments = [self.text[id(v)] for v in node.inputs]
+        if decides:
+            arguments.append("decisions")
+        text = f"{name}({', '.join(arguments)})"
         value = node.outputs[0]
         if len(node.outputs) > 1:
             self._bind_all(node, text)

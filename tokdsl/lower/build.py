@@ -30,6 +30,10 @@ from tokdsl.lower.experts import fuse_experts
 from tokdsl.lower.fixed import KEPT, kept_field
 from tokdsl.lower.hoist import Hoister, drop_unused
 from tokdsl.lower.inline import Inliner
+from tokdsl.lower.kernels.attention import fuse_attention
+from tokdsl.lower.kernels.index import fuse_index
+from tokdsl.lower.kernels.report import RegionReport
+from tokdsl.lower.kernels.rows import fuse_rows
 from tokdsl.lower.layouts import lower_layouts
 from tokdsl.lower.merge import code_key, take_sizes
 from tokdsl.lower.names import class_name, state_names, variable
@@ -89,9 +93,11 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
         elif any(called.kind == SELECTION for called in module.modules()):
             drop_unused(module)  # equations over pairs, which the choices have of their own
     hand_on_first_tokens(m for _, module in stages for m in _callees_first(module))
+    regions = [r for _, stage in stages for m in _callees_first(stage) for r in fuse_attention(m)]
     for _, module in stages:
         hoister.hoist(module)
     plan = Plan(program.name, streaming=facts.streaming, isolated=facts.isolated, digest=digest)
+    plan.regions = regions
     plan.parameters = [config_field(n, v) for n, v in program.parameters.items()]
     if program.tokenizer is not None:
         kind, arguments, _ = program.tokenizer
@@ -108,9 +114,14 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
         named = [(use.name, module, operands[use.name]) for use, module in stages]
         shared.once = {*decoding.inputs, *decoding.stages}
         shared.constancy = decoding.constancy(named)
+    fused: set[int] = set()
     for _, module in stages:
         for called in _callees_first(module):
             fuse_experts(called)
+            if id(called) not in fused:
+                fused.add(id(called))
+                plan.regions += fuse_index(called)
+                plan.regions += fuse_rows(called)
         _mark(module, shared)
     for use, module in stages:
         context.decision_clock = clock_of(module)
@@ -125,7 +136,14 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
         plan.terms = terms
     plan.layouts = lower_layouts(read_layouts(facts))
     plan.functions = shared.functions
+    plan.regions = _distinct(plan.regions)
+    plan.fused, plan.kernels = shared.fused.functions, shared.fused.kernels
     return plan
+
+
+def _distinct(regions: list[RegionReport]) -> list[RegionReport]:
+    """Return each report once: layers that differ elsewhere have the same."""
+    return list({str(region): region for region in regions}.values())
 
 
 def _operands(program: Program, use: StageUse, module: Module) -> list[str]:

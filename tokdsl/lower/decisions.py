@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from tokdsl.graph.program import SELECTION, CallNode, Module, Node, OpNode
+from tokdsl.lower.kernels.nodes import REGION, RegionNode
 from tokdsl.lower.statistics import alone
 from tokdsl.types.tensors import Clock, TensorType
 
@@ -20,8 +21,15 @@ def choices(module: Module) -> dict[int, str]:
     A choice is called as the value that the program gives it, or else as its operation; further
     ones of the same name are numbered.
     """
+    if module.kind == REGION:  # named in the module that it is a part of
+        named = module.statics["choices"]
+        assert isinstance(named, dict)
+        return named
     apart = alone(module)
     names: dict[int, str] = {}
+    for node in module.nodes:
+        if isinstance(node, RegionNode):
+            names |= choices(node.module)
     if module.kind == SELECTION:  # one choice, recorded where the module is called
         first = next(n for n in module.nodes if isinstance(n, OpNode) and n.op.choice() is not None)
         return {id(first): "choice"}

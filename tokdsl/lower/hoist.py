@@ -7,7 +7,7 @@ modules that use them, and are computed where the tokens come in. Equal ones are
 from __future__ import annotations
 
 from tokdsl.graph.program import SELECTION, CallNode, LoopNode, Module, Node, OpNode, Value
-from tokdsl.ops.ambient import Constant, Reading
+from tokdsl.ops.ambient import ClockOf, Constant, Reading
 from tokdsl.types.tensors import Axis, ChunksType
 
 
@@ -97,7 +97,8 @@ class Hoister:
             if isinstance(node.op, Reading) and isinstance(node.op.axis, Axis):
                 axis = node.op.axis  # its name differs between definitions
                 width = (axis.window, axis.block, str(axis.size))
-                what = (type(node.op), axis.clock, axis.memory, *width)
+                memory = axis.memory and not isinstance(node.op, ClockOf)  # a clock has all keys
+                what = (type(node.op), axis.clock, memory, *width)
             found = (what, value.index, tuple(self._key(v, keys) for v in node.inputs))
             keys[id(value)] = found
         return found

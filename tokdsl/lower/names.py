@@ -58,9 +58,12 @@ class Names:
     def __init__(self) -> None:
         self._live: dict[str, int] = {}
 
-    def take(self, wanted: str, owner: int) -> str:
-        """Return ``wanted`` or ``wanted_2`` and so on, held for ``owner``."""
-        base = variable(wanted)
+    def take(self, wanted: str, owner: int, plain: bool = False) -> str:
+        """Return ``wanted`` or ``wanted_2`` and so on, held for ``owner``.
+
+        With ``plain`` it may be a name that emitted modules use themselves, but not here.
+        """
+        base = wanted if plain else variable(wanted)
         name, number = base, 1
         while name in self._live:
             number += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokdsl.lower.kernels.report import RegionReport
 from tokdsl.ops.base import ParameterSpec
 from tokdsl.source import Span
 from tokdsl.tokenizers import Step
@@ -130,6 +131,41 @@ class InputPlan:
     fixed: bool = False
 
 
+@dataclass(frozen=True)
+class KernelPlan:
+    """One use of a kernel template that inlines equations of the program.
+
+    Args:
+        template: folder of ``codegen/kernels``.
+        name: prefix of its functions, unique in the package.
+        pieces: what the template is filled with, besides the name.
+    """
+
+    template: str
+    name: str
+    pieces: dict[str, object]
+
+
+@dataclass
+class FunctionPlan:
+    """A function of ``fused.py``: equations of the program that are a kernel on a GPU.
+
+    Args:
+        inputs: name, annotation and shape of each argument.
+        kernel: condition and call that stand before the torch form, or "".
+    """
+
+    name: str
+    definition: str
+    span: Span
+    inputs: list[tuple[str, str, str]]
+    body: list[Statement | Loop]
+    result: str
+    returns: str
+    doc: str = ""
+    kernel: tuple[str, str] = ("", "")
+
+
 #: code: text, or a call as (function, argument, ...)
 Code = str | tuple["Code", ...]
 
@@ -232,3 +268,6 @@ class Plan:
         }
 
     layouts: list[LayoutPlan] = field(default_factory=list)
+    kernels: list[KernelPlan] = field(default_factory=list)
+    fused: list[FunctionPlan] = field(default_factory=list)
+    regions: list[RegionReport] = field(default_factory=list)

@@ -7,6 +7,7 @@ the same operations then go over the tokens of these blocks instead of all token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -133,13 +134,14 @@ class _Search:
         return outputs
 
 
-def call(node: CallNode, texts: list[str], decision: str) -> str:
+def call(node: CallNode, texts: list[str], decision: str, kernel: Sequence[str] = ()) -> str:
     """Return the call of a module that chooses, on some queries at a time.
 
     Args:
         node: the call.
         texts: of what it is given.
         decision: the text of the record of the choice, or "".
+        kernel: arguments that name its kernel.
     """
     module = node.module
     query, key = axis_of(module, "query"), axis_of(module, "key")
@@ -158,6 +160,7 @@ def call(node: CallNode, texts: list[str], decision: str) -> str:
         found.append("tokens=False")
     if decision:
         found.append(f"decision={decision}")
+    found += kernel
     return f"query_blocks({', '.join(found)})"
 
 

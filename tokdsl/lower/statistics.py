@@ -7,6 +7,7 @@ reads them.
 from __future__ import annotations
 
 from tokdsl.graph.program import AuxNode, Module, Node, OpNode
+from tokdsl.lower.kernels.nodes import RegionNode
 
 
 def gather(module: Module) -> set[int]:
@@ -45,7 +46,10 @@ def alone(module: Module) -> set[int]:
         if isinstance(node, AuxNode):
             apart.add(id(node))
             continue
-        if not isinstance(node, OpNode) or node.op.parameters() or node.op.state() is not None:
+        if isinstance(node, OpNode):
+            if node.op.parameters() or node.op.state() is not None:
+                continue
+        elif not isinstance(node, RegionNode):
             continue
         used = [reader for value in node.outputs for reader in readers.get(id(value), [])]
         kept = any(id(value) in results for value in node.outputs)

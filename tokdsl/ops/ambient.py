@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from tokdsl.ops.base import Code, Op, Operand, op
+from tokdsl.ops.tile import Tile
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import Flow
@@ -43,6 +44,13 @@ class Constant(Ambient):
         if self.value == -float("inf"):
             return 'float("-inf")'
         return repr(self.value)
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The literal itself."""
+        del tile
+        if isinstance(self.value, Dim):
+            return str(self.value.number) if self.value.is_number else None
+        return self.torch(Code({}, {}, self.type()))
 
 
 class Reading(Ambient):

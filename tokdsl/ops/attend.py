@@ -19,6 +19,7 @@ from tokdsl.ops.base import (
     tensor,
 )
 from tokdsl.ops.chunks import chunks_of, clock_of, own_number
+from tokdsl.ops.precedence import primary
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, ChunksType, TensorType, ValueType
 from tokdsl.types.time import EVERYTHING, INFINITY, Crossing, Flow, Interval
@@ -371,23 +372,159 @@ class Attend(Attention):
         return Cost(flops)
 
     def torch(self, code: Code) -> str:
+        """Over all pairs, where lowering finds no form over some of them (see `AttendTokens`)."""
+        scale = "" if self.scale is None else f", scale={self.scale:.17g}"
+        q, k, v = code["q"], code["k"], code["v"]
+        if "mask" not in code.operands:
+            options = band_options(self.interval) if self.structured else ""
+            return f"{code.use('attend')}({q}, {k}, {v}{options}{scale})"
+        scores = f"{code.use('attention_scores')}({q}, {k}{scale})"
+        sinks = f", sinks={code['sinks']}" if "sinks" in code.operands else ""
+        return f"{code.use('attention_mix')}({scores}, {v}, {code['mask']}{sinks})"
+
+
+def band_options(interval: object) -> str:
+    """Return the options of ``attend`` that allow the offsets of an interval."""
+    if not isinstance(interval, Interval):
+        return ""
+    options = ""
+    if interval.hi < INFINITY:
+        options += ", causal=True" if interval.hi == 0 else f", ahead={int(interval.hi)}"
+    if interval.lo > -INFINITY:
+        options += f", window={int(1 - interval.lo)}"
+    return options
+
+
+@op("attended")
+class AttendTokens(Attention):
+    """Attention as it is emitted: the clocks say what padding and documents hide.
+
+    Args:
+        keys: the clock of the keys; none for a fixed number of them.
+        queries: the clock of the queries where it is another one.
+        within: chunks in which queries and keys see each other.
+        key_chunks: the number of the chunk of each key.
+        given: what the functions of scores and visibility read besides.
+        band: the offsets of keys relative to queries that are seen at most, where columns of tokens
+            are offsets.
+        counted: whether queries are counted, since they are no tokens of a stream.
+
+    Shape: q [T, heads, k], k [S, kv_heads, k], v [S, kv_heads, v] -> [T, heads, v].
+    """
+
+    internal: ClassVar[bool] = True
+
+    q: Operand
+    k: Operand
+    v: Operand
+    keys: Operand | None = None
+    queries: Operand | None = None
+    sinks: Operand | None = None
+    within: Operand | None = None
+    key_chunks: Operand | None = None
+    given: tuple[Operand, ...] = ()
+    scale: float | None = None
+    over: AxisRef | None = None
+    band: object = EVERYTHING
+    counted: bool = False
+
+    def type(self) -> TensorType:
+        """Queries with the compared axis replaced by that of the values."""
+        return Attend(q=self.q, k=self.k, v=self.v, scale=self.scale, over=self.over).type()
+
+    def gradient(self) -> dict[str, bool]:
+        """Smooth in all numbers."""
+        return {name: kind.is_float for name, kind in self.operand_types()}
+
+    def torch(self, code: Code) -> str:
         """A call of the package's ``attend``, which picks the fastest form."""
-        arguments = [code["q"], code["k"], code["v"]]
-        options = []
-        if "mask" in code.operands:
-            arguments.append(code["mask"])
-        interval = self.interval
-        if self.structured and isinstance(interval, Interval) and interval.hi == 0:
-            options.append("causal=True")
-            if interval.lo != -INFINITY:
-                options.append(f"window={int(1 - interval.lo)}")
-        if "mask" in code.operands and not self.structured and not self.sees_itself():
-            options.append("may_see_nothing=True")
+        q, one_head = self._headed(code, "q")
+        arguments = [q, self._headed(code, "k")[0], self._headed(code, "v")[0]]
+        if "keys" in code.operands:
+            arguments.append(code["keys"])
+        text = ", ".join(arguments)
+        if self.counted:
+            code.use("TokenClock")
+            text += f", queries={code.use('token_clock')}({code['q']}, None)"
+        elif "queries" in code.operands:
+            text += f", queries={code['queries']}"
+        text += band_options(self.band)
+        if "within" in code.operands:
+            text += f", within=({code['within']}.number, {code['key_chunks']})"
+        for name in ("score", "visible"):
+            if name in code.operands:
+                text += f", {name}={code[name]}"
+        if self.given:
+            given = [code[f"given_{at}"] for at in range(len(self.given))]
+            text += f", given=({', '.join(given)}{',' if len(given) == 1 else ''})"
+            text += f", along={code['along']}"
         if "sinks" in code.operands:
-            options.append(f"sinks={code['sinks']}")
+            text += f", sinks={code['sinks']}"
         if self.scale is not None:
-            options.append(f"scale={self.scale:.17g}")
-        return f"{code.use('attend')}({', '.join([*arguments, *options])})"
+            text += f", scale={self.scale:.17g}"
+        text = f"{code.use('attend')}({text})"
+        return f"{text}.squeeze(-2)" if one_head else text
+
+    def _headed(self, code: Code, name: str) -> tuple[str, bool]:
+        """Return an operand with an axis of heads, and whether it had none."""
+        kind = tensor(getattr(self, name), name)
+        if len(kind.axes) > 2:
+            return code[name], False
+        return f"{primary(code[name])}.unsqueeze(-2)", True
+
+
+@op("key_chunks")
+class KeyChunks(Op):
+    """The number of the chunk of each key.
+
+    Args:
+        window: how many tokens back any query looks; 0 for all of them.
+
+    Shape: chunks[T, C] -> i64[S].
+    """
+
+    internal: ClassVar[bool] = True
+
+    chunks: Operand
+    key: object = None
+    window: int = 0
+
+    def type(self) -> TensorType:
+        """One number per key."""
+        assert isinstance(self.key, Axis)
+        return TensorType((self.key,), "i64", chunks_of(self.chunks, "attend").batched)
+
+    def state(self) -> StateSpec:
+        """The chunk numbers of all past tokens, or of the last ``window`` of them."""
+        chunks = chunks_of(self.chunks, "attend")
+        return SameChunk(chunks=chunks, key=self.key, window=self.window).state()
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        return f"{code.use('key_chunks')}({code['chunks']}{state_argument(code)})"
+
+
+@op("pairwise")
+class Pairwise(Op):
+    """The same values with their axes where those of scores are.
+
+    Shape: the axes of ``x`` in another order, with an axis of size one where there was none.
+    """
+
+    internal: ClassVar[bool] = True
+
+    x: Operand
+    axes: object = None
+
+    def type(self) -> TensorType:
+        """The axes of scores."""
+        assert isinstance(self.axes, tuple)
+        kind = tensor(self.x, "x")
+        return TensorType(self.axes, kind.dtype, kind.batched)
+
+    def torch(self, code: Code) -> str:
+        """Return the operand, moved."""
+        return code.aligned("x")
 
 
 @op("attention_scores")

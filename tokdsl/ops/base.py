@@ -9,11 +9,12 @@ state and torch expression.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.tile import Tile, Written
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import (
     Axis,
@@ -191,6 +192,12 @@ def _movement(order: list[int], batched: bool, count: int) -> str:
     return f"permute({', '.join(str(j) for j in order)})"
 
 
+def _scaled(gradient: str, slope: str) -> str:
+    if slope in ("1.0", "-1.0"):
+        return gradient if slope == "1.0" else f"-{primary(gradient)}"
+    return f"{primary(gradient)} * {primary(slope)}"
+
+
 def _same(one: Op, other: Op) -> bool:
     return one._values() == other._values()
 
@@ -226,6 +233,12 @@ class Op:
     companions: ClassVar[tuple[str, ...]] = ()
     #: operands that are read in training alone
     training_operands: ClassVar[tuple[str, ...]] = ()
+    #: operands of which only the dtype is read
+    type_operands: ClassVar[tuple[str, ...]] = ()
+    #: operands that are read in short calls alone, in the place of others that say the same
+    step_operands: ClassVar[tuple[str, ...]] = ()
+    #: what `accumulated` gives is divided by the number of rows that count
+    averages: ClassVar[bool] = False
     #: what it owns is a value: a stacked instance is read per dispatched row
     per_row: ClassVar[bool] = False
     #: a discrete decision; what `choice` says of it is recorded and replayed
@@ -383,11 +396,46 @@ class Op:
         return None
 
     def triton(self, operands: Mapping[str, str]) -> str | None:
-        """Return the Triton expression of an element-wise or row-wise operation."""
+        """Return the Triton expression of an element-wise operation."""
         return None
 
     def derivative(self, operands: Mapping[str, str]) -> dict[str, str] | None:
-        """Return, per operand, d result / d operand as an expression (``y`` is the result)."""
+        """Return, per operand, d result / d operand as an expression over ``result``."""
+        return None
+
+    def tiled(self, tile: Tile) -> Written:
+        """Return the Triton expression of each result over blocks, or None if there is none."""
+        return self.triton(tile) if self.elementwise else None
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """Return the gradient of each operand over blocks, given those of the results.
+
+        A gradient has the axes of operands and results together; what the operand has not is summed
+        by the caller. None if there is no such form.
+        """
+        given = gradients[0] if len(gradients) == 1 else None
+        if not self.elementwise or given is None:
+            return None
+        slopes = self.derivative({**tile, "result": tile.outputs[0]})
+        if slopes is None:
+            return None
+        return {name: _scaled(given, slope) for name, slope in slopes.items()}
+
+    def not_taken(self, stepping: bool) -> tuple[str, ...]:
+        """Return the operands that are not read in a whole pass, or in a decode step."""
+        return ()
+
+    def accumulated(self, tile: Tile) -> str | None:
+        """Return over blocks what each row adds to the result of an operation over all rows.
+
+        None if the result is not such a sum (or, with `averages`, the mean of one).
+        """
+        return None
+
+    def accumulated_gradient(self, tile: Tile, gradient: str) -> Mapping[str, str] | None:
+        """Return the gradient of each operand in a row, given that of the sum."""
         return None
 
     def operand_types(self) -> list[tuple[str, ValueType]]:

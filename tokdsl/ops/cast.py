@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, op, tensor
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.tile import Tile
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import DTYPES, TensorType
 from tokdsl.types.time import Flow
@@ -71,6 +72,19 @@ class Cast(Op):
         """Return the conversion; the working dtype has no fixed name."""
         name = _TRITON.get(self.type().dtype)
         return f"{primary(operands['x'])}.to(tl.{name})" if name else None
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The conversion; floats stay as they are in a kernel, a store rounds."""
+        if self.x.is_float and self.type().is_float:
+            return tile["x"]
+        dtype = "float32" if self.type().is_float else _TRITON.get(self.type().dtype)
+        return f"{primary(tile['x'])}.to(tl.{dtype})" if dtype else None
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient itself between floats."""
+        return {"x": gradients[0] or "0.0"}
 
     def derivative(self, operands: Mapping[str, str]) -> dict[str, str]:
         """One between floats."""
@@ -182,6 +196,7 @@ class CastLike(Op):
     """
 
     absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = Cast.absorbing
+    type_operands: ClassVar[tuple[str, ...]] = ("like",)
 
     x: Operand
     like: Operand
@@ -189,6 +204,16 @@ class CastLike(Op):
     def type(self) -> TensorType:
         """Return the operand's type in the dtype of ``like``."""
         return tensor(self.x, "x").with_dtype(tensor(self.like, "like").dtype)
+
+    def tiled(self, tile: Tile) -> str | None:
+        """Floats stay as they are in a kernel; a store rounds."""
+        return tile["x"] if self.x.is_float and self.like.is_float else None
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient itself."""
+        return {"x": gradients[0] or "0.0"}
 
     def flows(self) -> dict[str, list[Flow]]:
         """Only ``x`` is read."""

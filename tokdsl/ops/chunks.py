@@ -258,7 +258,7 @@ def seats(chunks: ChunksType, axis: NewAxis | None) -> Axis:
     """Return the axis of the places in a chunk: as long as the longest chunk at hand."""
     clock = clock_of(chunks)
     size = Dim.of(clock.longest) if clock.longest else Dim.of(f"L_{clock.name}")
-    return Axis(axis.name if axis is not None else "place", size)
+    return Axis(axis.name if axis is not None else "place", size, at_most=True)
 
 
 @op("members")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from tokdsl.ops.axes import (
@@ -38,6 +38,7 @@ from tokdsl.ops.base import (
 )
 from tokdsl.ops.cast import cast_text
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.tile import Tile
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import PAST, Flow
 
@@ -146,6 +147,38 @@ class Reduction(Rowwise):
             return f"{code.use('fill_masked')}({text}, {mask}, {other})"
         return f"torch.where({mask}, {text}, {other})"
 
+    def counted(self, tile: Tile, neutral: str) -> tuple[str, list[str]] | None:
+        """Return the block of what counts, ``neutral`` elsewhere, and the names of its axes.
+
+        None if the batch or padding takes part.
+        """
+        full, over = self.full(), self.reduction()
+        if over.batch or self.valid is not None or not over.axes:
+            return None
+        text = tile["x"]
+        if self.x.dtype == "bool":
+            text = f"{primary(text)}.to(tl.int32)"
+        if self.where is not None:
+            text = f"tl.where({tile['where']}, {text}, {neutral})"
+        axes = [axis.name for axis in over.axes]
+        return tile.bind(tile.filled(tile.full(text, full), axes, neutral), "counted"), axes
+
+    def in_row(self, tile: Tile) -> str | None:
+        """Return the sum within a row, for a reduction over all rows; None if some do not count."""
+        if self.where is not None or not self.reduction().batch:
+            return None
+        full, axes = self.full(), [axis.name for axis in self.reduction().axes]
+        small = [name for name in axes if tile.dim(name) != 0]
+        text = f"{primary(tile['x'])}.to(tl.int32)" if self.x.dtype == "bool" else tile["x"]
+        if not small:
+            return text
+        text = tile.bind(tile.full(text, full), "counts")
+        return tile.reduced("tl.sum", text, small, "0.0" if self.x.is_float else "0")
+
+    def spread(self, tile: Tile, text: str) -> str:
+        """Return a gradient of the result over the entries that count."""
+        return f"tl.where({tile['where']}, {text}, 0.0)" if self.where is not None else text
+
     def torch(self, code: Code) -> str:
         """Return the method call on the operand."""
         return self.call(f"{primary(self.source(code))}.{self.method}", "")
@@ -169,8 +202,26 @@ class Sum(Reduction):
     absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"x": {0.0: 0.0}}
     method: ClassVar[str] = "sum"
     takes: ClassVar[str] = "any"
-    kernel: ClassVar[str] = "tl.sum({x}, axis=1, keep_dims=True)"
-    pullback: ClassVar[dict[str, str]] = {"x": "{g}"}
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The sum over the dimensions."""
+        zero = "0.0" if self.x.is_float else "0"
+        found = self.counted(tile, zero)
+        return None if found is None else tile.reduced("tl.sum", *found, zero)
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient of the sum, for every entry that counts."""
+        return {"x": tile.full(self.spread(tile, gradients[0] or "0.0"), self.full())}
+
+    def accumulated(self, tile: Tile) -> str | None:
+        """The sum of each row."""
+        return self.in_row(tile)
+
+    def accumulated_gradient(self, tile: Tile, gradient: str) -> Mapping[str, str]:
+        """The gradient of the sum."""
+        return {"x": tile.full(gradient, self.full())}
 
     def result_dtype(self) -> str:
         """Truth values are counted."""
@@ -197,12 +248,22 @@ class Mean(Reduction):
 
     takes: ClassVar[str] = "any"
     method: ClassVar[str] = "mean"
+    averages: ClassVar[bool] = True
     kernel: ClassVar[str] = "tl.sum({x}, axis=1, keep_dims=True) / {n}"
     pullback: ClassVar[dict[str, str]] = {"x": "{g} / {n}"}
 
     def result_dtype(self) -> str:
         """Integers give floats."""
         return self.x.dtype if self.x.is_float else "float"
+
+    def accumulated(self, tile: Tile) -> str | None:
+        """The sum of each row."""
+        text = self.in_row(tile)
+        return text if text is None or self.x.is_float else f"{primary(text)}.to(tl.float32)"
+
+    def accumulated_gradient(self, tile: Tile, gradient: str) -> Mapping[str, str]:
+        """The gradient of the mean, divided already."""
+        return {"x": tile.full(gradient, self.full())}
 
     def torch(self, code: Code) -> str:
         """Return the mean, or the masked mean where some entries do not count."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from tokdsl.ops.axes import (
@@ -30,8 +30,12 @@ from tokdsl.ops.base import (
     tensor,
 )
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.tile import Tile
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import EVERYTHING, Flow
+
+#: what an entry that does not count holds in a kernel
+LOWEST = 'float("-inf")'
 
 
 class AlongRow(Rowwise):
@@ -124,6 +128,18 @@ class Masked(AlongRow):
         """Smooth, but over an axis of size one the result is a constant."""
         return {name: name == "x" and not self.constant() for name, _ in self.operand_types()}
 
+    def masked(self, tile: Tile) -> tuple[str, list[str]] | None:
+        """Return the block of what counts, -inf elsewhere, and the names of its axes."""
+        if self.valid is not None:
+            return None
+        full, over = self.type(), self.reduction()
+        text = tile["x"]
+        if self.where is not None:
+            text = f"tl.where({tile['where']}, {text}, {LOWEST})"
+        axes = [axis.name for axis in over.axes]
+        text = tile.filled(tile.full(text, full), axes, LOWEST)
+        return tile.bind(text, "counted"), axes
+
     def torch(self, code: Code) -> str:
         """Return the method, or the masked form where entries do not count."""
         full = self.type()
@@ -155,14 +171,28 @@ class Softmax(Masked):
     }
     method: ClassVar[str] = "softmax"
     function: ClassVar[str] = "masked_softmax"
-    neutral: ClassVar[float] = float("-inf")
-    kernel: ClassVar[str] = (
-        "tl.exp({x} - tl.max({x}, axis=1, keep_dims=True)) / "
-        "tl.sum(tl.exp({x} - tl.max({x}, axis=1, keep_dims=True)), axis=1, keep_dims=True)"
-    )
-    pullback: ClassVar[dict[str, str]] = {
-        "x": "{result} * ({g} - tl.sum({g} * {result}, axis=1, keep_dims=True))"
-    }
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The exponentials over their sum; 0 in a row where nothing counts."""
+        found = self.masked(tile)
+        if found is None:
+            return None
+        counted, axes = found
+        top = tile.bind(tile.reduced("tl.max", counted, axes, LOWEST), "top")
+        base = tile.bind(f"tl.where({top} > {LOWEST}, {top}, 0.0)", "base")
+        part = tile.bind(f"tl.exp({counted} - {base})", "part")
+        total = tile.bind(tile.reduced("tl.sum", part, axes, "0.0"), "total")
+        return f"{part} / tl.where({total} > 0.0, {total}, 1.0)"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """``y * (g - sum(g * y))``."""
+        y, g = tile.outputs[0], gradients[0]
+        axes = [axis.name for axis in self.reduction().axes]
+        product = tile.full(f"{g} * {y}", self.type())
+        mean = tile.bind(tile.reduced("tl.sum", product, axes, "0.0"), "mean")
+        return {"x": f"{y} * ({g} - {mean})"}
 
 
 @op("log_softmax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -37,10 +38,13 @@ from tokdsl.ops.base import (
 )
 from tokdsl.ops.precedence import primary
 from tokdsl.ops.selected import check_among
+from tokdsl.ops.tile import Tile
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import EVERYTHING, Flow, Interval
 
 #: somewhere in the sequence: which position is read depends on the data
+#: below every entry, as a whole number
+NOTHING = -(2**62)
 ANYWHERE = Interval(EVERYTHING.lo, EVERYTHING.hi, exact=False)
 
 
@@ -117,6 +121,49 @@ class TopK(Op):
         """Return the token axis if tokens are chosen."""
         axis = find_axis(self.full(), self.over, "over")
         return [axis] if axis.clock is not None and not axis.memory else []
+
+    def tiled(self, tile: Tile) -> tuple[str, str] | None:
+        """Take the largest entry ``k`` times, in the order of whole numbers: exact, with ties."""
+        if self.among is not None or self.valid is not None:
+            return None
+        full, (kind, _) = self.full(), self.type()
+        new = next(a for a in kind.axes if full.axis(a.name) is None).name
+        x = tile.bind(tile.full(tile["x"], full), "scores")
+        at, seat, order = tile.index(self.over), tile.index(new), tile.name("order")
+        bits = tile.bind(f"({x} + 0.0).to(tl.int32, bitcast=True)", "bits")
+        tile.line(f"{order} = tl.where({bits} < 0, {bits} ^ 0x7FFFFFFF, {bits}).to(tl.int64)")
+        there = [tile.there(self.over)] if tile.there(self.over) else []
+        there += [tile["where"]] if self.where is not None else []
+        if there:
+            tile.line(f"{order} = tl.where({' & '.join(there)}, {order}, {NOTHING})")
+        values, index = tile.name("values"), tile.name("index")
+        tile.line(f'{values} = tl.full({tile.shape(kind)}, float("-inf"), tl.float32)')
+        tile.line(f"{index} = tl.full({tile.shape(kind)}, -1, tl.int64)")
+        best, first, here = tile.name("best"), tile.name("first"), tile.name("here")
+        dim, place = tile.dim(self.over), tile.name("place")
+        last = tile.padded(self.over)
+        tile.line(f"for {place} in range({self.k.size}):")
+        tile.line(f"    {best} = tl.max({order}, axis={dim}, keep_dims=True)")
+        hit = f"tl.where({order} == {best}, {at}, {last})"
+        tile.line(f"    {first} = tl.min({hit}, axis={dim}, keep_dims=True)")
+        value = f"tl.where({at} == {first}, {x}, 0.0)"
+        tile.line(f"    {here} = ({seat} == {place}) & ({best} > {NOTHING})")
+        tile.line(
+            f"    {values} = tl.where({here}, "
+            f"tl.sum({value}, axis={dim}, keep_dims=True), {values})"
+        )
+        tile.line(f"    {index} = tl.where({here}, {first}.to(tl.int64), {index})")
+        tile.line(f"    {order} = tl.where({at} == {first}, {NOTHING}, {order})")
+        return values, index
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient of a value goes to the entry that was chosen."""
+        if gradients[0] is None:
+            return {}
+        chosen = f"{tile.outputs[1]} == {tile.index(self.over)}"
+        return {"x": f"tl.where({chosen}, {gradients[0]}, 0.0)"}
 
     def torch(self, code: Code) -> str:
         """Return a call of the package's exact form; ``torch.topk`` leaves ties open."""
@@ -478,6 +525,16 @@ class Histogram(Op):
     def cost(self) -> Cost:
         """One addition per index."""
         return Cost(self.index.size)
+
+    def accumulated(self, tile: Tile) -> str | None:
+        """How often each class occurs in a row."""
+        if not self.reduction().batch:
+            return None
+        index, axis = tensor(self.index, "index"), self.type().axes[-1]
+        small = [a.name for a in self.reduction().axes if tile.dim(a.name) != 0]
+        both = TensorType((*index.axes, axis), "i64")
+        hits = tile.full(f"({tile['index']} == {tile.index(axis.name)}).to(tl.int32)", both)
+        return tile.reduced("tl.sum", tile.bind(hits, "hits"), small, "0")
 
     def torch(self, code: Code) -> str:
         """Return a call of the package's counting form."""

@@ -58,6 +58,7 @@ class Axis:
         block: on a memory axis, that an entry stands for this many neighbouring tokens, and its
             position is that of the last of them.
         group: on the axis of dispatched rows, the axis (experts) by which rows are grouped.
+        at_most: the size is the most that there can be: at run time there may be fewer entries.
         pack: the axis stands for any number of leading axes (only while a definition is checked
             for all sizes).
     """
@@ -70,6 +71,7 @@ class Axis:
     block: int = 0
     group: Axis | None = None
     pack: bool = False
+    at_most: bool = False
 
     def renamed(self, name: str) -> Axis:
         """Return the same axis under another name."""

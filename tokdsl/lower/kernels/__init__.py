@@ -1,0 +1,1 @@
+"""Regions of the graph that become kernels: how they are found, written and reported."""
