@@ -1,14 +1,19 @@
 """Times mixtures of experts beside those of Hugging Face transformers and a dense model.
 
 The dense model has one network with the hidden sizes of a token's experts together: as many FLOPs
-per token, so no mixture can be expected to be faster. The peer has the same weights as ours and runs
-with whichever of its implementations of experts is fastest; `batched_mm` copies the matrices of an
-expert for every choice, gigabytes of them in a whole pass, and takes part in decoding alone.
+per token, so it is the floor. The peer has the same weights as ours and runs with whichever of its
+implementations of experts is fastest; `batched_mm` copies the matrices of an expert for every
+choice, gigabytes of them in a whole pass, and takes part in decoding alone.
 
-All run in the same process, in turns; a ratio is the median of the ratios of turns, so a busy
-machine matters little. `part` says what runs: the whole model, or its mixture alone (with the router)
-in one layer. `products_ms` is the time of the matrix products of that mixture alone, on rows that
-lie ready: what is above it is routing, copies, activations and the sum.
+All run in the same process, in turns; a ratio is the median of the ratios of turns, so that a busy
+machine matters little. `part` says what runs: the whole model, or its mixture alone, with the
+router, in one layer. `products_ms` is the time of the matrix products of that mixture alone, on
+rows that lie ready: what is above it is routing, copies, activations and the sum. A decode step
+reads every matrix that it multiplies with: where the floor takes more than half of the peer's time,
+nothing can take less.
+
+Ratios of whole models depend on the vocabulary per layer alone: 2 layers with 8000 words have those
+of 8 layers with 32000.
 
 Example:
     python -m benchmarks.experts --cases 8 --modes forward --seconds 20
@@ -19,6 +24,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import statistics
 import sys
 import time
@@ -29,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.peers import (
     EXPERTS,
@@ -137,6 +143,8 @@ class Timing:
     mode: str
     batch: int
     threads: int
+    layers: int
+    vocab: int
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def ratio(self, other: str) -> float:
@@ -160,6 +168,8 @@ class Timing:
             "mode": self.mode,
             "batch": self.batch,
             "threads": self.threads,
+            "layers": self.layers,
+            "vocab": self.vocab,
             "ours_ms": median["ours"],
             "peer_ms": median[self.best],
             "floor_ms": median["floor"],
@@ -206,13 +216,21 @@ def layer_works(models: Models, mode: str, batch: int, sizes: Sizes) -> dict[str
         "floor": models.floor.text.layers[0].swiglu,
         "products": products(moe, x),
     }
-    works = {name: partial(_run, form, x, mode) for name, form in forms.items()}
+    owners = {"ours": moe, "floor": forms["floor"]}
+    works = {
+        name: partial(_run, form, x, mode, _parameters(owners.get(name)))
+        for name, form in forms.items()
+    }
     for name in _implementations(mode):
-        run = partial(_run, theirs, x, mode)
+        run = partial(_run, theirs, x, mode, _parameters(theirs))
         works[name] = partial(_with_experts, models.peer, name, run)
     if mode == "training":
         del works["products"]  # its gradients would be those of copies
     return works
+
+
+def _parameters(owner: Any) -> list[nn.Parameter]:
+    return list(owner.parameters()) if owner is not None else []
 
 
 def products(moe: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -245,13 +263,17 @@ def _with_experts(model: Any, name: str, run: Work) -> None:
     run()
 
 
-def _run(form: Callable[[Tensor], Tensor], x: Tensor, mode: str) -> None:
+def _run(
+    form: Callable[[Tensor], Tensor], x: Tensor, mode: str, parameters: Sequence[nn.Parameter] = ()
+) -> None:
     if mode != "training":
         with torch.no_grad():
             form(x)
         return
     x = x.detach().requires_grad_()
     form(x).sum().backward()  # type: ignore[no-untyped-call]
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def measure(
@@ -280,7 +302,8 @@ def measure(
                 for count in thread_counts:
                     with threads(count):
                         times = race(works, seconds, clock)
-                    timings.append(Timing(mixture.name, part, mode, batch, count, times))
+                    what = (mixture.name, part, mode, batch, count, sizes.layers, sizes.vocab)
+                    timings.append(Timing(*what, times))
                 for model in (models.ours, models.peer, models.floor):
                     model.zero_grad(set_to_none=True)
     return timings
@@ -299,7 +322,7 @@ def save(timings: Sequence[Timing], sizes: Sizes, clock: str, folder: Path) -> N
     """Write `experts.json` (with every single time) and `experts.csv`."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "environment": environment(),
+        "environment": environment() | {"load": os.getloadavg()[0]},
         "clock": clock,
         "sizes": asdict(sizes),
         "rows": [timing.row() for timing in timings],
@@ -359,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             clock,
         )
         show(timings)
-    save(timings, sizes, clock.__name__, options.out)
+        save(timings, sizes, clock.__name__, options.out)
     return 0
 
 

@@ -87,11 +87,13 @@ class Launch:
     Attributes:
         again: launches it once more.
         tensors: what it was given.
+        is_backward: whether autograd was going back.
     """
 
     kernel: str
     again: Callable[[], object]
     tensors: tuple[Tensor, ...]
+    is_backward: bool = False
 
 
 # --------------------------------------------------------------------------- time
@@ -102,12 +104,13 @@ def recorded() -> Iterator[list[Launch]]:
     """Yield a list that all launches inside are added to."""
     from triton.runtime.jit import JITFunction
 
-    plain, found = JITFunction.run, []
+    plain, found = JITFunction.run, list[Launch]()
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> Any:
         again = partial(plain, self, *args, grid=grid, warmup=warmup, **more)
         tensors = tuple(x for x in (*args, *more.values()) if isinstance(x, Tensor))
-        found.append(Launch(self.fn.__name__, again, tensors))
+        goes_back = torch._C._current_graph_task_id() >= 0
+        found.append(Launch(self.fn.__name__, again, tensors, goes_back))
         return again()
 
     JITFunction.run = run

@@ -254,8 +254,8 @@ def build(
     _stop_on_errors(built.report, format)
     if format in (Format.TEXT, Format.CONCISE):
         typer.echo(f"built {built.directory}")
-        for region in built.regions if explain_kernels else []:
-            typer.echo(str(region))
+        for line in built.explained() if explain_kernels else []:
+            typer.echo(line)
 
 
 @app.command(

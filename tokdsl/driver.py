@@ -120,6 +120,14 @@ class Built:
     files: dict[str, str] = field(default_factory=dict)
     regions: list[RegionReport] = field(default_factory=list)
 
+    def explained(self) -> list[str]:
+        """Return a line per region, and per function of the package that has a kernel."""
+        import json
+
+        functions = json.loads(self.files.get("manifest.json", "{}")).get("functions", [])
+        lines = [str(region) for region in self.regions]
+        return lines + [f"kernel: {f['function']} -> {f['kernel']}" for f in functions]
+
 
 def emit_program(checked: Checked, program: Program, source_name: str) -> dict[str, str]:
     """Return the files of the package of one checked model."""
@@ -162,8 +170,8 @@ def digest(checked: Checked) -> str:
 def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> Built:
     """Check a file and write its model's package to ``out``/<model>, whole or not at all."""
     from tokdsl.files import replaced_directory
-    from tokdsl.lower.body import Unsupported
     from tokdsl.lower.diagnostics import NotLowered
+    from tokdsl.lower.texts import Unsupported
 
     checked = check_file(path, overrides)
     if checked.report.has_errors or not checked.programs:

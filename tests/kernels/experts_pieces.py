@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def first_map(name: str, bias: bool = False) -> dict[str, object]:
+def first_map(name: str) -> dict[str, str]:
     """Return what the template is told of one of the maps before the activation."""
-    return {"name": name, "block": f"{name}_block", "bias": bias, "gradient": f"{name}_gradient"}
+    return {"name": name, "block": f"{name}_block", "gradient": f"{name}_gradient"}
 
 
 GATED: dict[str, Any] = {
@@ -20,7 +20,6 @@ GATED: dict[str, Any] = {
         "up_gradient = mixed_gradient * gate_block * slope",
     ],
 }
-GATED_BIAS = {**GATED, "inputs": [first_map("gate", True), first_map("up", True)]}
 SQUARED: dict[str, Any] = {
     "inputs": [first_map("up")],
     "forward": ["positive = tl.maximum(up_block, 0.0)"],

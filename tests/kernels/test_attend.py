@@ -445,7 +445,7 @@ def test_as_many_shares_of_keys_as_processors_are_free() -> None:
 def test_values_that_begin_the_keys_are_read_with_them(
     width: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, launch = kernels("causal", monkeypatch)
+    _, launch = kernels("causal", monkeypatch)
     call = inputs(CASES["causal"], (1, 5, 21, 6, 1, *width))
     shared = Inputs(call.q, call.k, call.k[..., : width[1]], {}, {"shared_values": True})
     wanted = plain(CASES["causal"], shared, None, 0)[0]

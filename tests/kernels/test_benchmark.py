@@ -42,7 +42,7 @@ def test_work_is_stated_of_launches_there_are(template: str) -> None:
 def test_peers_are_of_launches_there_are() -> None:
     for peer in kernel_peers.PEERS:
         launches = importlib.import_module(f"tests.kernels.launches.{peer.template}").launches()
-        assert peer.launch in launches, peer
+        assert peer.ours or peer.launch in launches, peer
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is so without a GPU")
@@ -65,3 +65,21 @@ def test_results_name_their_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "50% of the roofline" in kernels.text(row)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_peers_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    sizes = 16, 16, (4, 2, 8)
+    one, two = (
+        make(torch.float32, *sizes, is_trained=False)
+        for make in (kernel_peers.library_attention, kernel_peers.compiled_attention)
+    )
+    assert one().shape == two().shape == (1, 4, 16, 8)
+    scored = kernel_peers.compiled_attention(torch.float32, *sizes, is_trained=False, scored=True)
+    assert scored().shape == (1, 4, 16, 8)
+    assert len(kernel_peers.library_attention(torch.float32, *sizes, is_trained=True)()) == 3
+    assert len(kernel_peers.grouped_experts((8, 4, 2, 16, 16), torch.float32)()) == 4
+    assert len(kernel_peers.own_experts((8, 4, 2, 16, 16), torch.float32)) == 5  # type: ignore[arg-type]

@@ -118,6 +118,7 @@ def test_what_does_not_compile_is_reported() -> None:
 def test_faults_follow_the_target() -> None:
     assert Resources("k", "hip:gfx942", "float16", shared=65537).fault()
     assert not Resources("k", "cuda:80", "float16", shared=65537).fault()
+    assert Resources("k", "cuda:80", "float16", spills=36).fault()
 
 
 def test_guards_catch_a_store_outside(device: str) -> None:

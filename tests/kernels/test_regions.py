@@ -58,7 +58,9 @@ def test_a_chain_over_the_experts_is_one_region() -> None:
     (region,) = rows(plan)
     expected = ("precise", "softmax", "topk", "sum", "divide", "cast_like")
     assert region.operations == expected
-    assert region.fused and region.name == plan.fused[-1].name == plan.kernels[-1].name
+    assert region.fused
+    assert region.name in [function.name for function in plan.fused]
+    assert region.name in [kernel.name for kernel in plan.kernels]
     assert str(region).startswith("fused: mine: precise, softmax, topk")
 
 

@@ -99,6 +99,14 @@ def forgetting(s: Tensor, i: Tensor, j: Tensor, own: Any, x: Tensor) -> Tensor:
     return s + gate.unsqueeze(-1) - torch.tanh(gate).unsqueeze(-2)
 
 
+WORDS = "c = chunks(opens = mean(x; over = d) > 0.2, ratio = 4.0)"
+
+
+def of_one_word(x: Tensor) -> Tensor:
+    number = (x.mean(-1) > 0.2).cumsum(1).unsqueeze(1)
+    return number.unsqueeze(-1) == number.unsqueeze(-2)
+
+
 CASES = {
     "slopes": Case(
         "mask = causal, score = |s, i, j| s - slope * f32(i - j)",
@@ -163,6 +171,18 @@ CASES = {
         decodes=False,
     ),
     "those before": Case("mask = |i, j| j < i", lambda i, j, *more: j < i),
+    "words": Case(
+        "mask = causal, within = c",
+        lambda i, j, own, x: (j <= i) & of_one_word(x),
+        before=WORDS,
+    ),
+    "words with slopes": Case(
+        "mask = full, within = c, score = |s, i, j| s - slope * f32(abs(i - j))",
+        lambda i, j, own, x: of_one_word(x),
+        lambda s, i, j, own, x: s - slopes(own) * (i - j).abs(),
+        before=WORDS,
+        decodes=False,
+    ),
     "tokens of a kind": Case(
         "mask = |i, j| kind[i] == kind[j], score = |s, i, j| s + where(kind[j], 0.5, -s)",
         lambda i, j, own, x: kinds(x).unsqueeze(-1) == kinds(x).unsqueeze(-2),
@@ -320,6 +340,24 @@ def test_steps_give_what_a_whole_forward_gives(name: str) -> None:
         assert error(full, whole(CASES[name], model.out.own, Tokens(x))) < 1e-12
 
 
+APART = {
+    "score = |s| s - max(s; over = S)": "`max` needs the scores of all keys",
+    "score = |s| dropout(s; p = 0.5)": "`dropout` is more than an equation",
+}
+
+
+@pytest.mark.parametrize("options", APART)
+def test_what_needs_all_pairs_stays_as_it_is(tmp_path: Path, options: str) -> None:
+    path = tmp_path / "spec.tok"
+    path.write_text(SPEC.format(options=f"mask = causal, {options}", before=""), "utf-8")
+    built = build(path, tmp_path)
+    assert [r.reason for r in built.regions if r.kernel == "attend"] == [APART[options]]
+    model = import_package(built.directory).Model().double().eval()
+    x = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)
+    plain = Case("", past, lambda s, i, j, own, x: s)
+    assert error(model(x).out, whole(plain, model.out.own, Tokens(x))) < 1e-12
+
+
 def test_a_query_that_sees_nothing_gives_zero() -> None:
     model = model_of("those before")
     x = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
@@ -328,6 +366,49 @@ def test_a_query_that_sees_nothing_gives_zero() -> None:
     assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
     alone = model(x[:, :1]).out
     assert torch.equal(alone, torch.zeros_like(alone))
+
+
+CROSSED = """
+attention look(x: [T, d], y: [S, d]) -> [T, d] {
+  q = linear(x; heads: 2, head_dim: 4)
+  k = linear(y; heads: 2, head_dim: 4)
+  v = linear(y; heads: 2, head_dim: 4)
+  mixed = attend(q, k, v; mask = |i, j| j != i, score = |s, i, j| s - 0.1 * f32(j) * f32(i))
+  linear(mixed; d, over = [heads, head_dim])
+}
+model m(d: int = 8) {
+  stage image(pixels: [channels: 3, height: 8, width: 8]) {
+    linear(patches(pixels; 2, pixel: 12); d)
+  }
+  stage text(ids: tokens[16]) { embed(d) }
+  stage image_reads(image: [P, d], text: [T, d]) { look(image, text) }
+  stage text_reads(image: [P, d], text: [T, d]) { look(text, image) }
+}
+"""
+
+
+def test_positions_where_one_side_has_a_fixed_number(tmp_path: Path) -> None:
+    path = tmp_path / "spec.tok"
+    path.write_text(CROSSED, "utf-8")
+    built = build(path, tmp_path)
+    assert built.directory is not None, [d.message() for d in built.report]
+    torch.manual_seed(0)
+    model = import_package(built.directory).Model().double()
+    ids, pixels = torch.randint(16, (2, 20)), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    valid = torch.ones(2, 20, dtype=torch.bool)
+    valid[0, :7] = False
+    both, alone = model(pixels, ids, valid), model(pixels[:1], ids[:1, 7:])
+    assert error(both.image_reads[:1], alone.image_reads) < 1e-12
+    assert error(both.text_reads[:1, 7:], alone.text_reads) < 1e-12
+    own, (place, other) = model.image_reads.look, (torch.arange(16), torch.arange(13))
+    q, k, v = (
+        f(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        for f, x in ((own.q, alone.image), (own.k, alone.text), (own.v, alone.text))
+    )
+    scores = q @ k.transpose(-1, -2) / 2 - 0.1 * other.float() * place[:, None].float()
+    scores = scores.masked_fill(place[:, None] == other, -torch.inf)
+    mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
+    assert error(alone.image_reads, own.linear(mixed)) < 1e-12
 
 
 # --------------------------------------------------------------------------- memory
@@ -388,6 +469,8 @@ REACH = {
     ("slopes", "documents"): 128,
     ("sinks", "documents"): 128,
     ("buckets on both sides", "documents"): 128,
+    ("words", "plain"): BLOCK + 2 * 64,  # words are shorter than 64
+    ("words with slopes", "plain"): BLOCK + 2 * 64,
 }
 RUNS = [(name, "plain") for name in CASES] + [
     ("slopes", "padding"),
@@ -418,3 +501,35 @@ def test_all_pairs_at_once_would_be_found(
     monkeypatch.setattr(functional(package(name)), "has_cpu_form", lambda x: False)
     most, _ = largest(model_of(name, torch.float32), long_tokens(which))
     assert most >= LONG * LONG
+
+
+SELECTION = """
+attention own(x: [T, d]) -> [T, d] {
+  q    = linear(x; heads: 2, head_dim: 4)
+  k    = linear(x; kv_heads: 1, head_dim: 4)
+  v    = linear(x; kv_heads: 1, head_dim: 4)
+  near[i: T, j: T] = dot(x[i], x[j]; over = d)
+  _, index = topk(near; 8, over = j, where = j <= i)
+  linear(attend(q, k, v; select = index); d, over = [heads, head_dim])
+}
+model m(d: int = 8) {
+  stage out(x: [T, d]) { own() }
+}
+"""
+#: numbers at a time, of which there are 2**22 where nothing else is said
+AT_A_TIME = 2**15
+
+
+def test_chosen_keys_are_looked_for_and_read_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "spec.tok"
+    path.write_text(SELECTION, "utf-8")
+    built = build(path, tmp_path)
+    assert built.directory is not None, [d.message() for d in built.report]
+    made = import_package(built.directory)
+    most, kept = {}, {}
+    for count in (AT_A_TIME, 2**30):
+        functional(made).SCORES = functional(made).GATHERED = count
+        torch.manual_seed(0)
+        most[count], kept[count] = largest(made.Model(), long_tokens("plain"))
+    assert most[AT_A_TIME] <= 2 * AT_A_TIME
+    assert most[2**30] >= LONG * LONG

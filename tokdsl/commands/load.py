@@ -137,8 +137,8 @@ def package_files(checked: driver.Checked, path: Path) -> dict[str, str]:
     Raises:
         CompileError: the model cannot be lowered yet; the report says so then.
     """
-    from tokdsl.lower.body import Unsupported
     from tokdsl.lower.diagnostics import NotLowered
+    from tokdsl.lower.texts import Unsupported
 
     program = checked.programs[0]
     try:

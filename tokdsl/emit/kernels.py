@@ -32,6 +32,12 @@ def wanted(names: set[str]) -> list[str]:
     return sorted({kernel for function in collected for kernel in function.kernels})
 
 
+def called(names: set[str]) -> list[tuple[str, str]]:
+    """Return the functions of ``functional.py`` that call a kernel: function and template."""
+    collected = functions.collect(names)
+    return [(function.name, kernel) for function in collected for kernel in function.kernels]
+
+
 def kernels(generic: list[str], instances: list[KernelPlan]) -> str:
     """Return the text of ``kernels.py`` without its docstring."""
     generic = _with_needs(generic, instances)
@@ -55,8 +61,22 @@ def _folded(lines: list[str]) -> Iterator[str]:
         text = line.lstrip()
         if len(line) <= WIDTH or text.startswith("#"):
             yield line
+        elif text.endswith(","):
+            yield from _filled_lines(text, len(line) - len(text))
         else:
             yield from wrap(text, len(line) - len(text))
+
+
+def _filled_lines(text: str, indent: int) -> Iterator[str]:
+    """Break a line of an argument list that goes on after commas."""
+    line = ""
+    for piece in text.split(", "):
+        if line and indent + len(line) + len(piece) + 3 > WIDTH:
+            yield " " * indent + line + ","
+            line = piece
+        else:
+            line = f"{line}, {piece}" if line else piece
+    yield " " * indent + line
 
 
 def _with_needs(generic: list[str], instances: list[KernelPlan]) -> list[str]:

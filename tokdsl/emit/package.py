@@ -416,6 +416,10 @@ def _manifest(plan: Plan, source_name: str) -> str:
             "isolated": plan.isolated,
             "facts": plan.facts,
             "kernels": [plain(region) for region in plan.regions],
+            "functions": [
+                {"function": function, "kernel": kernel}
+                for function, kernel in kernel_text.called(plan.functions)
+            ],
         }
     )
 

@@ -22,7 +22,7 @@ from tokdsl.graph.program import (
     StageUse,
     Value,
 )
-from tokdsl.lower.body import Body, Shared, Unsupported, called_by, shape_comment
+from tokdsl.lower.body import Body, called_by
 from tokdsl.lower.chunks import hand_on_first_tokens
 from tokdsl.lower.config import config_field, plain
 from tokdsl.lower.decisions import choices, clock_of
@@ -40,6 +40,7 @@ from tokdsl.lower.names import class_name, state_names, variable
 from tokdsl.lower.plan import ClassPlan, InputPlan, Owned, Plan, StagePlan, StateField
 from tokdsl.lower.selection import search_among
 from tokdsl.lower.terms import name_terms
+from tokdsl.lower.texts import Shared, Unsupported, shape_comment
 from tokdsl.ops.base import ParameterSpec
 from tokdsl.ops.batch import EXAMPLES
 from tokdsl.ops.parameters import Buffer, Linear, Weight
@@ -117,7 +118,7 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     fused: set[int] = set()
     for _, module in stages:
         for called in _callees_first(module):
-            fuse_experts(called)
+            plan.regions += fuse_experts(called)
             if id(called) not in fused:
                 fused.add(id(called))
                 plan.regions += fuse_index(called)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from tokdsl.ops.base import AxisRef, Code, Fault, NewAxis, Op, find_axis, tensor
-from tokdsl.ops.precedence import fill, primary
+from tokdsl.ops.precedence import primary
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType, ValueType
 
@@ -219,48 +218,11 @@ def state_argument(code: Code) -> str:
 
 
 class Rowwise(Op):
-    """Base of what a kernel can do on rows held in a block [rows, columns].
+    """Base of what goes along the small axes of a row, such as the experts of a token."""
 
-    A column beyond the row's end holds ``neutral``. The derivative of a row-wise operation is the
-    whole product with the gradient ``{g}`` of the result.
-    """
-
-    #: Triton expression over ``{x}``; "" if there is none
-    kernel: ClassVar[str] = ""
-    #: gradient per operand over ``{g}``, ``{result}`` and the operands
-    pullback: ClassVar[Mapping[str, str]] = {}
-    #: what padded columns hold
-    neutral: ClassVar[float] = 0.0
-
-    def row(self) -> Axis | None:
-        """Return the one axis that makes the row, or None if this use is not row-wise."""
-        return None
-
-    def triton(self, operands: Mapping[str, str]) -> str | None:
-        """Return the expression over a block whose columns are the row."""
-        if not self.kernel or self.row() is None or "where" in operands:
-            return None
-        return fill(self.kernel, **operands, **self._sizes())
-
-    def derivative(self, operands: Mapping[str, str]) -> dict[str, str] | None:
-        """Return the gradient of each operand given that of the result, ``g``."""
-        result = operands.get("result") or self.triton(operands)
-        if result is None or not self.pullback:
-            return None
-        texts = {"g": "g", **operands, **self._sizes(), "result": result}
-        return {name: fill(pattern, **texts) for name, pattern in self.pullback.items()}
-
-    def _sizes(self) -> dict[str, str]:
-        row = self.row()
-        found = {"n": str(row.size)} if row is not None else {}
-        return found | {k: repr(v) for k, v in vars(self).items() if isinstance(v, float)}
-
-
-def single_row(kind: TensorType, over: Reduced) -> Axis | None:
-    """Return the reduced axis if it is one of fixed size."""
-    if over.batch or len(over.axes) != 1 or is_token(over.axes[0]):
-        return None
-    return over.axes[0] if over.axes[0].size.is_number else None
+    def along(self) -> list[str]:
+        """Return the names of the axes that it goes along."""
+        raise TypeError(f"{type(self).__name__} does not say what it goes along")
 
 
 __all__ = ["AxisRef", "Reduced", "Rowwise"]

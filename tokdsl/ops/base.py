@@ -237,6 +237,8 @@ class Op:
     type_operands: ClassVar[tuple[str, ...]] = ()
     #: operands that are read in short calls alone, in the place of others that say the same
     step_operands: ClassVar[tuple[str, ...]] = ()
+    #: entries only go to other dimensions: in a kernel no block has those of operand and result
+    moves: ClassVar[bool] = False
     #: what `accumulated` gives is divided by the number of rows that count
     averages: ClassVar[bool] = False
     #: what it owns is a value: a stacked instance is read per dispatched row
@@ -413,7 +415,7 @@ class Op:
         """Return the gradient of each operand over blocks, given those of the results.
 
         A gradient has the axes of operands and results together; what the operand has not is summed
-        by the caller. None if there is no such form.
+        by the caller (but for what `moves`). None if there is no such form.
         """
         given = gradients[0] if len(gradients) == 1 else None
         if not self.elementwise or given is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokdsl.ops.ambient import Ambient
 from tokdsl.ops.base import Code, Fault, NewAxis, op
 from tokdsl.ops.elementwise import number
+from tokdsl.ops.tile import Tile
 from tokdsl.types.tensors import DTYPES, Axis, TensorType
 
 _DTYPES = {
@@ -39,6 +40,10 @@ class Arange(Ambient):
         axis = Axis(self.axis.name, self.axis.size)
         return TensorType((axis,), "i64", batched=False, classes=axis.size)
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The numbers along the dimension."""
+        return f"{tile.index(self.axis.name)}.to(tl.int64)"
+
     def torch(self, code: Code) -> str:
         """Return ``torch.arange``."""
         return f"torch.arange({code.size(self.axis.size)}{placement(code, '')})"
@@ -70,6 +75,15 @@ class Filled(Ambient):
             raise Fault("axis-taken", f"two axes of {', '.join(names)} have one name", "axes")
         axes = tuple(Axis(axis.name, axis.size) for axis in self.axes)
         return TensorType(axes, self.dtype_name(), batched=False)
+
+    def tiled(self, tile: Tile) -> str | None:
+        """A block with one value."""
+        kind, value = self.type(), self.filling()
+        if kind.dtype == "bool":
+            return None
+        text = number(value) if kind.is_float else str(int(value))
+        dtype = "tl.float32" if kind.is_float else "tl.int64"
+        return f"tl.full({tile.shape(kind)}, {text}, {dtype})"
 
     def torch(self, code: Code) -> str:
         """Return ``torch.full`` or its short forms."""

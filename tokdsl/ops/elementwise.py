@@ -213,8 +213,11 @@ class FloorDivide(Binary):
         return "({x} / {y}).floor()" if self.type().is_float else "{x} // {y}"
 
     def triton(self, operands: Mapping[str, str]) -> str | None:
-        """Return the quotient for floats; for integers Triton rounds towards zero."""
-        return super().triton(operands) if self.type().is_float else None
+        """Return the quotient; for integers, which Triton rounds towards zero, one less below 0."""
+        if self.type().is_float:
+            return super().triton(operands)
+        down = "({x} % {y} != 0) & (({x} % {y} ^ {y}) < 0)"
+        return fill(f"tl.where({down}, {{x}} // {{y}} - 1, {{x}} // {{y}})", **operands)
 
 
 @op("remainder")
@@ -229,8 +232,11 @@ class Remainder(Binary):
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "-tl.floor({x} / {y})"}
 
     def triton(self, operands: Mapping[str, str]) -> str | None:
-        """Return the remainder for floats; for integers Triton keeps the sign of ``x``."""
-        return super().triton(operands) if self.type().is_float else None
+        """Return the remainder; that of integers, which has the sign of ``x``, is moved."""
+        if self.type().is_float:
+            return super().triton(operands)
+        down = "({x} % {y} != 0) & (({x} % {y} ^ {y}) < 0)"
+        return fill(f"tl.where({down}, {{x}} % {{y}} + {{y}}, {{x}} % {{y}})", **operands)
 
 
 class _Extreme(Binary):

@@ -1,4 +1,4 @@
-"""Reductions over axes, the batch and tokens, and running totals."""
+"""Reductions over axes, the batch and tokens."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from tokdsl.ops.axes import (
     Rowwise,
     aligned,
     dim_text,
-    is_token,
     masked_axes,
     need_bool,
     need_float,
-    product,
     reduced,
-    single_row,
-    starts_argument,
-    state_argument,
     token_mask,
-    valid_argument,
 )
 from tokdsl.ops.base import (
     AxisRef,
@@ -28,19 +22,16 @@ from tokdsl.ops.base import (
     Companion,
     Cost,
     Fault,
-    Op,
     Operand,
-    StateSpec,
     broadcast,
-    find_axis,
     op,
     tensor,
 )
 from tokdsl.ops.cast import cast_text
 from tokdsl.ops.precedence import primary
-from tokdsl.ops.tile import Tile
+from tokdsl.ops.tile import NotTiled, Tile
 from tokdsl.types.tensors import Axis, TensorType
-from tokdsl.types.time import PAST, Flow
+from tokdsl.types.time import Flow
 
 
 class Reduction(Rowwise):
@@ -121,9 +112,9 @@ class Reduction(Rowwise):
         """One FLOP per entry."""
         return Cost(self.full().size)
 
-    def row(self) -> Axis | None:
-        """The one axis of fixed size that is reduced."""
-        return single_row(self.full(), self.reduction())
+    def along(self) -> list[str]:
+        """The names of the axes that are reduced."""
+        return [axis.name for axis in self.reduction().axes]
 
     def mask(self, code: Code) -> tuple[str | None, bool]:
         """Return the text of the mask, if any, and whether it may be None at run time."""
@@ -174,6 +165,16 @@ class Reduction(Rowwise):
             return text
         text = tile.bind(tile.full(text, full), "counts")
         return tile.reduced("tl.sum", text, small, "0.0" if self.x.is_float else "0")
+
+    def number(self, tile: Tile) -> str:
+        """Return how many entries count, at least one."""
+        if self.where is None:
+            count = 1
+            for name in self.along():
+                count *= tile.size(name)
+            return str(count)
+        ones = tile.full(f"tl.where({tile['where']}, 1.0, 0.0)", self.full())
+        return f"tl.maximum({tile.summed(ones, self.along())}, 1.0)"
 
     def spread(self, tile: Tile, text: str) -> str:
         """Return a gradient of the result over the entries that count."""
@@ -236,7 +237,6 @@ class Count(Sum):
     """
 
     takes: ClassVar[str] = "bool"
-    kernel: ClassVar[str] = ""
 
 
 @op("mean")
@@ -249,8 +249,21 @@ class Mean(Reduction):
     takes: ClassVar[str] = "any"
     method: ClassVar[str] = "mean"
     averages: ClassVar[bool] = True
-    kernel: ClassVar[str] = "tl.sum({x}, axis=1, keep_dims=True) / {n}"
-    pullback: ClassVar[dict[str, str]] = {"x": "{g} / {n}"}
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The sum over the number of entries that count."""
+        found = self.counted(tile, "0.0" if self.x.is_float else "0")
+        if found is None:
+            return None
+        total = tile.reduced("tl.sum", *found, "0.0" if self.x.is_float else "0")
+        return f"{total}.to(tl.float32) / {self.number(tile)}"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient of the mean over the number of entries, for every entry that counts."""
+        share = self.spread(tile, f"{gradients[0]} / {self.number(tile)}")
+        return {"x": tile.full(share, self.full())}
 
     def result_dtype(self) -> str:
         """Integers give floats."""
@@ -285,12 +298,21 @@ class Max(Reduction):
 
     method: ClassVar[str] = "amax"
     filler: ClassVar[tuple[str, str]] = ('float("-inf")', "torch.iinfo(torch.int64).min")
-    neutral: ClassVar[float] = float("-inf")
-    kernel: ClassVar[str] = "tl.max({x}, axis=1, keep_dims=True)"
-    pullback: ClassVar[dict[str, str]] = {
-        "x": "tl.where({x} == {result}, {g}, 0.0)"
-        " / tl.sum(tl.where({x} == {result}, 1.0, 0.0), axis=1, keep_dims=True)"
-    }
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The largest entry over the dimensions."""
+        found = self.counted(tile, self.lowest())
+        return None if found is None else tile.reduced("tl.max", *found, self.lowest())
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """An equal share of the gradient for each of the largest entries."""
+        return _shared(self, tile, gradients[0] or "0.0")
+
+    def lowest(self) -> str:
+        """Return what no entry is beyond."""
+        return 'float("-inf")' if self.x.is_float else "-9223372036854775808"
 
 
 @op("min")
@@ -302,9 +324,31 @@ class Min(Reduction):
 
     method: ClassVar[str] = "amin"
     filler: ClassVar[tuple[str, str]] = ('float("inf")', "torch.iinfo(torch.int64).max")
-    neutral: ClassVar[float] = float("inf")
-    kernel: ClassVar[str] = "tl.min({x}, axis=1, keep_dims=True)"
-    pullback: ClassVar[dict[str, str]] = Max.pullback
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The smallest entry over the dimensions."""
+        found = self.counted(tile, self.lowest())
+        return None if found is None else tile.reduced("tl.min", *found, self.lowest())
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """An equal share of the gradient for each of the smallest entries."""
+        return _shared(self, tile, gradients[0] or "0.0")
+
+    def lowest(self) -> str:
+        """Return what no entry is beyond."""
+        return 'float("inf")' if self.x.is_float else "9223372036854775807"
+
+
+def _shared(op: Max | Min, tile: Tile, g: str) -> dict[str, str] | None:
+    found = op.counted(tile, op.lowest())
+    if found is None:
+        return None
+    counted, axes = found
+    hit = tile.filled(f"tl.where({counted} == {tile.outputs[0]}, 1.0, 0.0)", axes, "0.0")
+    hit = tile.bind(hit, "hit")
+    return {"x": op.spread(tile, f"{g} * {hit} / {tile.summed(hit, axes)}")}
 
 
 @op("prod")
@@ -315,6 +359,32 @@ class Prod(Reduction):
     """
 
     filler: ClassVar[tuple[str, str]] = ("1.0", "1")
+
+    def tiled(self, tile: Tile) -> str | None:
+        """One factor after the other."""
+        one, zero = ("1.0", "0.0") if self.x.is_float else ("1", "0")
+        found = self.counted(tile, one)
+        if found is None or len(found[1]) != 1:
+            return None
+        counted, (axis,) = found
+        total, place = tile.constant(self.type(), one), tile.name("place")
+        tile.loop(place, axis)
+        tile.line(f"    {total} = {total} * {tile.entry(counted, axis, place, zero)}")
+        return total
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The product of all other entries: right where some are 0."""
+        found = self.counted(tile, "1.0")
+        if found is None or len(found[1]) != 1:
+            return None
+        counted, (axis,) = found
+        others, place = tile.constant(self.full(), "1.0"), tile.name("place")
+        tile.loop(place, axis)
+        factor = f"tl.where({tile.index(axis)} == {place}, 1.0, "
+        tile.line(f"    {others} = {others} * {factor}{tile.entry(counted, axis, place)})")
+        return {"x": self.spread(tile, f"{gradients[0]} * {others}")}
 
     def torch(self, code: Code) -> str:
         """Return one product per axis, the last axis first: torch takes one at a time."""
@@ -339,6 +409,11 @@ class Any(Reduction):
     method: ClassVar[str] = "any"
     filler: ClassVar[tuple[str, str]] = ("False", "False")
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The largest truth value."""
+        found = self.counted(tile, "0")
+        return None if found is None else f"{tile.reduced('tl.max', *found, '0')} > 0"
+
 
 @op("all")
 class All(Reduction):
@@ -351,6 +426,11 @@ class All(Reduction):
     method: ClassVar[str] = "all"
     filler: ClassVar[tuple[str, str]] = ("True", "True")
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The smallest truth value."""
+        found = self.counted(tile, "1")
+        return None if found is None else f"{tile.reduced('tl.min', *found, '1')} > 0"
+
 
 @op("logsumexp")
 class LogSumExp(Reduction):
@@ -361,12 +441,25 @@ class LogSumExp(Reduction):
 
     takes: ClassVar[str] = "float"
     filler: ClassVar[tuple[str, str]] = ('float("-inf")', "")
-    neutral: ClassVar[float] = float("-inf")
-    kernel: ClassVar[str] = (
-        "tl.max({x}, axis=1, keep_dims=True) + tl.log(tl.sum("
-        "tl.exp({x} - tl.max({x}, axis=1, keep_dims=True)), axis=1, keep_dims=True))"
-    )
-    pullback: ClassVar[dict[str, str]] = {"x": "{g} * tl.exp({x} - {result})"}
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The largest entry plus the logarithm of the sum of what the others are beside it."""
+        found = self.counted(tile, self.filler[0])
+        if found is None:
+            return None
+        counted, axes = found
+        top = tile.bind(tile.reduced("tl.max", counted, axes, self.filler[0]), "top")
+        base = tile.bind(f"tl.where({top} > {self.filler[0]}, {top}, 0.0)", "base")
+        total = tile.summed(f"tl.exp({counted} - {base})", axes)
+        return f"{base} + tl.log({total})"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The softmax."""
+        y = tile.outputs[0]
+        base = tile.bind(f"tl.where({y} > {self.filler[0]}, {y}, 0.0)", "base")
+        return {"x": self.spread(tile, f"{gradients[0]} * tl.exp({tile['x']} - {base})")}
 
     def cost(self) -> Cost:
         """An exponential per entry."""
@@ -387,8 +480,23 @@ class Norm(Reduction):
     """
 
     takes: ClassVar[str] = "float"
-    kernel: ClassVar[str] = "tl.sqrt(tl.sum({x} * {x}, axis=1, keep_dims=True))"
-    pullback: ClassVar[dict[str, str]] = {"x": "tl.where({result} > 0, {g} * {x} / {result}, 0.0)"}
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The root of the sum of squares."""
+        found = self.counted(tile, "0.0")
+        if found is None:
+            return None
+        counted, axes = found
+        return f"tl.sqrt({tile.summed(f'{counted} * {counted}', axes)})"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The direction; nothing at 0."""
+        y = tile.outputs[0]
+        safe = f"tl.where({y} > 0.0, {y}, 1.0)"
+        slope = f"tl.where({y} > 0.0, {gradients[0]} * {tile['x']} / {safe}, 0.0)"
+        return {"x": self.spread(tile, slope)}
 
     def torch(self, code: Code) -> str:
         """Return the vector norm."""
@@ -412,6 +520,40 @@ class Variance(Reduction):
         """Difference, square and sum."""
         return Cost(self.full().size * 4)
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The sum of squared distances over the number of entries less the correction."""
+        far = self._far(tile)
+        if far is None:
+            return None
+        return f"{tile.summed(f'{far} * {far}', self.along())} / {self._divisor(tile)}"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """Twice the distance from the mean, over the same."""
+        far = self._far(tile)
+        if far is None:
+            return None
+        return {"x": f"2.0 * {gradients[0]} * {far} / {self._divisor(tile)}"}
+
+    def _far(self, tile: Tile) -> str | None:
+        found = self.counted(tile, "0.0")
+        if found is None:
+            return None
+        counted, axes = found
+        far = f"{counted} - {tile.summed(counted, axes)} / {self.number(tile)}"
+        if self.where is not None:
+            far = f"tl.where({tile['where']}, {far}, 0.0)"
+        return tile.bind(tile.filled(far, axes, "0.0"), "far")
+
+    def _divisor(self, tile: Tile) -> str:
+        number = self.number(tile)
+        if self.where is not None:
+            return f"tl.maximum({number} - {self.correction}, 1.0)" if self.correction else number
+        if int(number) <= self.correction:
+            raise NotTiled("there is no variance of so few entries")
+        return str(int(number) - self.correction)
+
     def torch(self, code: Code) -> str:
         """Return ``var``, or the masked variance where some entries do not count."""
         mask, _ = self.mask(code)
@@ -422,148 +564,3 @@ class Variance(Reduction):
         x = aligned(code, "x", self.full()) if self.where is not None else code["x"]
         text = self.call(code.use("masked_variance"), f"{x}, {mask}")
         return f"{text[:-1]}, correction={self.correction})" if self.correction else text
-
-
-class ArgReduction(Reduction):
-    """Base of `ArgMax` and `ArgMin`: a discrete choice along one axis."""
-
-    decision: ClassVar[bool] = True
-
-    def reduction(self) -> Reduced:
-        """Return the one axis."""
-        over = super().reduction()
-        if len(over.axes) != 1 or over.batch:
-            raise Fault("argument-type", f"`{self.op_name}` goes over exactly one axis", "over")
-        return over
-
-    def type(self) -> TensorType:
-        """Return indices into the axis that goes."""
-        full, over = self.full(), self.reduction()
-        return TensorType(over.kept(full), "i64", full.batched, classes=over.axes[0].size)
-
-    def choice(self) -> TensorType:
-        """The indices."""
-        return self.type()
-
-    def torch(self, code: Code) -> str:
-        """Return the method call on the operand, in a call that keeps the choice."""
-        text = super().torch(code)
-        return f"{code.use('decided')}({text}, {code.decision})" if code.decision else text
-
-
-@op("argmax")
-class ArgMax(ArgReduction):
-    """The index of the largest entry along one axis, the lowest index if several are equal.
-
-    Shape: [*, over] -> i64[*].   Gradient: none.
-    """
-
-    method: ClassVar[str] = "argmax"
-    filler: ClassVar[tuple[str, str]] = Max.filler
-
-
-@op("argmin")
-class ArgMin(ArgReduction):
-    """The index of the smallest entry along one axis, the lowest index if several are equal.
-
-    Shape: [*, over] -> i64[*].   Gradient: none.
-    """
-
-    method: ClassVar[str] = "argmin"
-    filler: ClassVar[tuple[str, str]] = Min.filler
-
-
-# ------------------------------------------------------------------ running totals
-
-
-class Running(Op):
-    """Base of the running totals along one axis.
-
-    Over tokens they read the past only, and begin anew with every document.
-    """
-
-    x: Operand
-    over: AxisRef
-    valid: Companion | None = None
-    starts: Companion | None = None
-
-    #: torch expression over the operand along a plain axis
-    suffix: ClassVar[str] = ""
-    #: the package's function along tokens
-    function: ClassVar[str] = ""
-
-    def type(self) -> TensorType:
-        """Return the operand's type."""
-        kind = tensor(self.x, "x")
-        find_axis(kind, self.over, "over")
-        if kind.dtype == "bool":
-            raise Fault(
-                "operand-kind",
-                f"`{self.op_name}` needs numbers, found {kind}",
-                "x",
-                help="convert first: `int(x)`",
-            )
-        return kind
-
-    def axis(self) -> Axis:
-        """Return the axis along which the total runs."""
-        return find_axis(self.x, self.over, "over")
-
-    def flows(self) -> dict[str, list[Flow]]:
-        """All positions up to the own one."""
-        flows = super().flows().get("x", [])
-        return {
-            "x": [Flow(f.source, f.target, PAST) if f.source == self.over else f for f in flows]
-        }
-
-    def cost(self) -> Cost:
-        """One FLOP per entry."""
-        return Cost(self.x.size)
-
-    def state(self) -> StateSpec | None:
-        """The total so far, for totals along tokens."""
-        if not is_token(self.axis()):
-            return None
-        sizes = tuple(a.size for a in self.x.axes if a.name != self.over)
-        return StateSpec("RecurrentState", elements=product(sizes))
-
-    def torch(self, code: Code) -> str:
-        """Return torch's own form, or a function that knows padding and state along tokens."""
-        dim = code.dim("x", self.over)
-        if not is_token(self.axis()):
-            return f"{primary(code['x'])}.{self.suffix.format(dim=dim)}"
-        rest = valid_argument(code) + starts_argument(code) + state_argument(code)
-        return f"{code.use(self.function)}({code['x']}, dim={dim}{rest})"
-
-
-@op("cumsum")
-class CumulativeSum(Running):
-    """The running sum along an axis, the own entry included.
-
-    Shape: [*, over] -> [*, over].   Gradient: smooth.
-    """
-
-    suffix: ClassVar[str] = "cumsum(dim={dim})"
-    function: ClassVar[str] = "cumulative_sum"
-
-
-@op("cumulative_product")
-class CumulativeProduct(Running):
-    """The running product along an axis, the own entry included.
-
-    Shape: [*, over] -> [*, over].   Gradient: smooth.
-    """
-
-    suffix: ClassVar[str] = "cumprod(dim={dim})"
-    function: ClassVar[str] = "cumulative_product"
-
-
-@op("cumulative_max")
-class CumulativeMax(Running):
-    """The largest entry so far along an axis, the own entry included.
-
-    Shape: [*, over] -> [*, over].   Gradient: to the largest entry so far.
-    """
-
-    suffix: ClassVar[str] = "cummax(dim={dim}).values"
-    function: ClassVar[str] = "cumulative_max"

@@ -15,7 +15,6 @@ from tokdsl.ops.axes import (
     need_bool,
     need_float,
     reduced,
-    single_row,
     token_mask,
 )
 from tokdsl.ops.base import (
@@ -84,9 +83,20 @@ class AlongRow(Rowwise):
         """An exponential or a few products per entry."""
         return Cost(self.type().size * 5)
 
-    def row(self) -> Axis | None:
-        """The one axis of fixed size."""
-        return single_row(self.type(), self.reduction())
+    def along(self) -> list[str]:
+        """The names of the axes."""
+        return [axis.name for axis in self.reduction().axes]
+
+    def entries(self, tile: Tile) -> int:
+        """Return how many entries one row has."""
+        count = 1
+        for name in self.along():
+            count *= tile.size(name)
+        return count
+
+    def total(self, tile: Tile, text: str) -> str:
+        """Return the sum of a block along the axes, under a name."""
+        return tile.summed(tile.full(text, self.type()), self.along())
 
     def dims(self) -> str:
         """Return the text of the ``dim`` argument."""
@@ -204,14 +214,27 @@ class LogSoftmax(Masked):
 
     method: ClassVar[str] = "log_softmax"
     function: ClassVar[str] = "masked_log_softmax"
-    neutral: ClassVar[float] = float("-inf")
-    kernel: ClassVar[str] = (
-        "{x} - tl.max({x}, axis=1, keep_dims=True) - tl.log(tl.sum("
-        "tl.exp({x} - tl.max({x}, axis=1, keep_dims=True)), axis=1, keep_dims=True))"
-    )
-    pullback: ClassVar[dict[str, str]] = {
-        "x": "{g} - tl.exp({result}) * tl.sum({g}, axis=1, keep_dims=True)"
-    }
+
+    def tiled(self, tile: Tile) -> str | None:
+        """What counts less the logarithm of the sum of the exponentials."""
+        found = self.masked(tile)
+        if found is None:
+            return None
+        counted, axes = found
+        top = tile.bind(tile.reduced("tl.max", counted, axes, LOWEST), "top")
+        base = tile.bind(f"tl.where({top} > {LOWEST}, {top}, 0.0)", "base")
+        total = tile.summed(f"tl.exp({counted} - {base})", axes)
+        # a row where nothing counts is -inf throughout
+        return f"({counted} - {base}) - tl.log(tl.where({total} > 0.0, {total}, 1.0))"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """``g - exp(y) * sum(g)`` where something counts."""
+        y, g = tile.outputs[0], gradients[0] or "0.0"
+        if self.where is not None:
+            g = tile.bind(f"tl.where({tile['where']}, {g}, 0.0)", "g")
+        return {"x": f"{g} - tl.exp({y}) * {self.total(tile, g)}"}
 
 
 class _Projection(AlongRow):
@@ -239,6 +262,32 @@ class Sparsemax(_Projection):
     Source: Martins, Astudillo 2016, arXiv:1602.02068.
     """
 
+    def tiled(self, tile: Tile) -> str | None:
+        """Without sorting: an entry counts if the larger ones exceed it by less than 1 in all."""
+        x = tile.bind(tile.full(tile["x"], self.type()), "scores")
+        (axis,) = self.along()
+        above, place = tile.constant(self.type()), tile.name("place")
+        tile.loop(place, axis)
+        tile.line(f"    {above} = {above} + tl.maximum({tile.entry(x, axis, place)} - {x}, 0.0)")
+        support = tile.filled(f"tl.where({above} < 1.0, 1.0, 0.0)", [axis], "0.0")
+        support = tile.bind(support, "support")
+        size = tile.summed(support, [axis])
+        total = tile.summed(f"tl.where({support} > 0.0, {x}, 0.0)", [axis])
+        level = tile.bind(f"({total} - 1.0) / {size}", "level")
+        return f"tl.where({support} > 0.0, tl.maximum({x} - {level}, 0.0), 0.0)"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient less its mean, on the entries that are not 0."""
+        y, g = tile.outputs[0], gradients[0] or "0.0"
+        (axis,) = self.along()
+        inside = tile.filled(f"tl.where({y} > 0.0, 1.0, 0.0)", [axis], "0.0")
+        inside = tile.bind(tile.full(inside, self.type()), "inside")
+        part = f"tl.where({inside} > 0.0, {g}, 0.0)"
+        mean = f"{self.total(tile, part)} / {tile.summed(inside, [axis])}"
+        return {"x": f"tl.where({inside} > 0.0, {g} - {mean}, 0.0)"}
+
 
 @op("entmax15")
 class Entmax15(_Projection):
@@ -247,6 +296,46 @@ class Entmax15(_Projection):
     Shape: [*, over] -> [*, over].   Gradient: smooth on the entries that are not 0.
     Source: Peters, Niculae, Martins 2019, arXiv:1905.05702.
     """
+
+    def tiled(self, tile: Tile) -> str | None:
+        """Without sorting: the threshold that an entry and the larger ones have is compared."""
+        (axis,) = self.along()
+        x = tile.bind(tile.full(tile["x"], self.type()), "scores")
+        top = tile.bind(tile.reduced("tl.max", x, [axis], LOWEST), "top")
+        x = tile.bind(f"({x} - {top}) * 0.5", "scores")
+        count, one, two = (tile.constant(self.type()) for _ in range(3))
+        place, other = tile.name("place"), tile.name("other")
+        tile.loop(place, axis)
+        tile.line(f"    {other} = {tile.entry(x, axis, place)}")
+        tile.line(f"    {count} = {count} + tl.where({other} >= {x}, 1.0, 0.0)")
+        tile.line(f"    {one} = {one} + tl.where({other} >= {x}, {other}, 0.0)")
+        tile.line(f"    {two} = {two} + tl.where({other} >= {x}, {other} * {other}, 0.0)")
+        level = _threshold(tile, count, one, two)
+        support = tile.filled(f"tl.where({level} <= {x}, 1.0, 0.0)", [axis], "0.0")
+        support = tile.bind(support, "support")
+        inside = tile.bind(f"tl.where({support} > 0.0, {x}, 0.0)", "inside")
+        sums = [tile.summed(text, [axis]) for text in (support, inside, f"{inside} * {inside}")]
+        root = tile.bind(f"tl.maximum({x} - {_threshold(tile, *sums)}, 0.0)", "root")
+        return f"tl.where({support} > 0.0, {root} * {root}, 0.0)"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient less its mean, both in the measure of the square roots."""
+        y, g = tile.outputs[0], gradients[0] or "0.0"
+        (axis,) = self.along()
+        root = tile.full(tile.filled(f"tl.sqrt({y})", [axis], "0.0"), self.type())
+        root = tile.bind(root, "root")
+        part = f"tl.where({root} > 0.0, {root} * {g}, 0.0)"
+        mean = f"{self.total(tile, part)} / {tile.summed(root, [axis])}"
+        return {"x": f"tl.where({root} > 0.0, {root} * ({g} - {mean}), 0.0)"}
+
+
+def _threshold(tile: Tile, count: str, one: str, two: str) -> str:
+    """Return the threshold for so many entries with these sums of themselves and squares."""
+    mean = tile.bind(f"{one} / {count}", "mean")
+    rest = f"(1.0 - ({two} - {count} * {mean} * {mean})) / {count}"
+    return tile.bind(f"{mean} - tl.sqrt(tl.maximum({rest}, 0.0))", "level")
 
 
 @op("normalize")
@@ -260,13 +349,23 @@ class Normalize(AlongRow):
     """
 
     eps: float = 1e-12
-    kernel: ClassVar[str] = (
-        "{x} / tl.maximum(tl.sqrt(tl.sum({x} * {x}, axis=1, keep_dims=True)), {eps})"
-    )
-    pullback: ClassVar[dict[str, str]] = {
-        "x": "({g} - {result} * tl.sum({g} * {result}, axis=1, keep_dims=True))"
-        " / tl.maximum(tl.sqrt(tl.sum({x} * {x}, axis=1, keep_dims=True)), {eps})"
-    }
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The quotient by the norm."""
+        return f"{tile['x']} / tl.maximum({self._norm(tile)}, {self.eps!r})"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """What is at a right angle to the result, over the norm."""
+        y, g = tile.outputs[0], gradients[0] or "0.0"
+        norm = self._norm(tile)
+        along = f"tl.where({norm} >= {self.eps!r}, {y} * {self.total(tile, f'{g} * {y}')}, 0.0)"
+        return {"x": f"({g} - {along}) / tl.maximum({norm}, {self.eps!r})"}
+
+    def _norm(self, tile: Tile) -> str:
+        x = tile["x"]
+        return tile.bind(f"tl.sqrt({self.total(tile, f'{x} * {x}')})", "norm")
 
     def torch(self, code: Code) -> str:
         """Return ``F.normalize``, or the same quotient over several axes."""
@@ -319,17 +418,29 @@ class RmsNormalize(Standardised):
 
     scale: Operand | None = None
     eps: float = 1e-6
-    kernel: ClassVar[str] = (
-        "{x} * tl.rsqrt(tl.sum({x} * {x}, axis=1, keep_dims=True) / {n} + {eps})"
-    )
-    pullback: ClassVar[dict[str, str]] = {
-        "x": "({g} - {result} * tl.sum({g} * {result}, axis=1, keep_dims=True) / {n})"
-        " * tl.rsqrt(tl.sum({x} * {x}, axis=1, keep_dims=True) / {n} + {eps})"
-    }
 
-    def row(self) -> Axis | None:
-        """The row, where there is no scale: a product of its own in a kernel."""
-        return super().row() if self.scale is None else None
+    def tiled(self, tile: Tile) -> str | None:
+        """The quotient by the root mean square, times the scale."""
+        scale = f" * {tile['scale']}" if self.scale is not None else ""
+        return f"{tile['x']} * {self._inverse(tile)}{scale}"
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """What is at a right angle to the direction, over the root mean square."""
+        inverse, g = self._inverse(tile), gradients[0] or "0.0"
+        unit = tile.bind(f"{tile['x']} * {inverse}", "unit")
+        found = {}
+        if self.scale is not None:
+            found["scale"] = f"{g} * {unit}"
+            g = tile.bind(f"{g} * {tile['scale']}", "inner")
+        mean = f"{self.total(tile, f'{g} * {unit}')} / {self.entries(tile)}"
+        return found | {"x": f"({g} - {unit} * ({mean})) * {inverse}"}
+
+    def _inverse(self, tile: Tile) -> str:
+        x = tile["x"]
+        mean = f"{self.total(tile, f'{x} * {x}')} / {self.entries(tile)}"
+        return tile.bind(f"tl.rsqrt({mean} + {self.eps!r})", "inverse")
 
     def torch(self, code: Code) -> str:
         """Return a call of the package's function."""
@@ -351,6 +462,33 @@ class LayerNormalize(Standardised):
     def gradient(self) -> dict[str, bool]:
         """Smooth; the mean of one entry is the entry, so nothing is left of it."""
         return super().gradient() | {"x": not self.constant()}
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The distance from the mean over the standard deviation."""
+        text = self._unit(tile)[0]
+        text += f" * {tile['scale']}" if self.scale is not None else ""
+        return text + (f" + {tile['bias']}" if self.bias is not None else "")
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """What is at a right angle to the direction and to the mean."""
+        (unit, inverse), g = self._unit(tile), gradients[0] or "0.0"
+        found = {"bias": g} if self.bias is not None else {}
+        if self.scale is not None:
+            found["scale"] = f"{g} * {unit}"
+            g = tile.bind(f"{g} * {tile['scale']}", "inner")
+        count = self.entries(tile)
+        mean = tile.bind(f"{self.total(tile, g)} / {count}", "mean")
+        along = tile.bind(f"{self.total(tile, f'{g} * {unit}')} / {count}", "along")
+        return found | {"x": f"({g} - {mean} - {unit} * {along}) * {inverse}"}
+
+    def _unit(self, tile: Tile) -> tuple[str, str]:
+        count, x = self.entries(tile), tile["x"]
+        far = tile.bind(f"{x} - {self.total(tile, x)} / {count}", "far")
+        mean = f"{self.total(tile, f'{far} * {far}')} / {count}"
+        inverse = tile.bind(f"tl.rsqrt({mean} + {self.eps!r})", "inverse")
+        return tile.bind(f"{far} * {inverse}", "unit"), inverse
 
     def torch(self, code: Code) -> str:
         """Return ``F.layer_norm`` over the last axes, else a call of the package's function."""

@@ -1,4 +1,4 @@
-"""Choice and look-up along an axis: top-k, sorting, gathering, counting per class."""
+"""Choice and look-up along an axis: top-k, gathering, tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from tokdsl.ops.axes import (
-    BATCH,
     Reduced,
     aligned,
     arrange,
-    dim_text,
     free_name,
     is_token,
     masked_axes,
@@ -19,7 +17,6 @@ from tokdsl.ops.axes import (
     need_bool,
     need_float,
     need_integer,
-    reduced,
     token_mask,
 )
 from tokdsl.ops.base import (
@@ -37,7 +34,9 @@ from tokdsl.ops.base import (
     tensor,
 )
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.reduce import Max, Min, Reduction
 from tokdsl.ops.selected import check_among
+from tokdsl.ops.sorting import ranks, scattered
 from tokdsl.ops.tile import Tile
 from tokdsl.types.tensors import Axis, TensorType
 from tokdsl.types.time import EVERYTHING, Flow, Interval
@@ -85,7 +84,7 @@ class TopK(Op):
         full = self.full()
         axis = find_axis(full, self.over, "over")
         if self.among is not None:
-            check_among(self.among, self.block, full, axis)
+            check_among(self.among, self.block, full, axis, self.k.size)
         new = free_name(full, self.k, without=(self.over,))
         count, k = axis.size.number, self.k.size.number
         if count is not None and k is not None and k > count:
@@ -248,6 +247,18 @@ class TopMask(Op):
         axis = find_axis(self.x, self.over, "over")
         return [axis] if axis.clock is not None and not axis.memory else []
 
+    def tiled(self, tile: Tile) -> str | None:
+        """An entry is chosen if fewer than so many are before it."""
+        if self.valid is not None:
+            return None
+        x = tile["x"]
+        if self.where is not None:
+            x = f'tl.where({tile["where"]}, {x}, float("-inf"))'
+        kind = self.type()
+        rank = ranks(tile, tile.bind(tile.full(x, kind), "keys"), kind, self.over, True, "0.0")
+        chosen = f"({rank} < {tile['count']})"
+        return chosen if self.where is None else f"{chosen} & {tile['where']}"
+
     def torch(self, code: Code) -> str:
         """Return a call of the package's function."""
         full = self.type()
@@ -266,78 +277,66 @@ class TopMask(Op):
         return f"{code.use('top_mask')}({', '.join(arguments)})"
 
 
-class _Sorting(Op):
-    """Base of `Sort` and `ArgSort`."""
+class ArgReduction(Reduction):
+    """Base of `ArgMax` and `ArgMin`: a discrete choice along one axis."""
 
-    x: Operand
-    over: AxisRef
-    descending: bool
+    decision: ClassVar[bool] = True
 
-    def indices(self) -> TensorType:
-        """Return the type of the order."""
-        kind = tensor(self.x, "x")
-        axis = find_axis(kind, self.over, "over")
-        return replace(kind, dtype="i64", classes=axis.size)
-
-    def flows(self) -> dict[str, list[Flow]]:
-        """Along a token axis every position is read."""
-        return {
-            name: [replace(f, interval=EVERYTHING) if f.source == self.over else f for f in flows]
-            for name, flows in super().flows().items()
-        }
-
-    def cost(self) -> Cost:
-        """A few comparisons per entry."""
-        return Cost(self.x.size * 8)
-
-    def call(self, code: Code) -> str:
-        """Return the stable sort of torch."""
-        options = f"dim={code.dim('x', self.over)}, descending={self.descending}, stable=True"
-        return f"{primary(code['x'])}.sort({options})"
-
-
-@op("sort")
-class Sort(_Sorting):
-    """The entries along an axis in rising order and where they came from; equal ones keep order.
-
-    Shape: [*, over] -> values [*, over], indices i64[*, over].   Gradient: smooth in the values.
-    """
-
-    x: Operand
-    over: AxisRef
-    descending: bool = False
-
-    def type(self) -> tuple[TensorType, TensorType]:
-        """Return values and indices."""
-        return tensor(self.x, "x"), self.indices()
-
-    def torch(self, code: Code) -> str:
-        """Return the stable sort of torch."""
-        return self.call(code)
-
-
-@op("argsort")
-class ArgSort(_Sorting):
-    """Where the entries along an axis are in rising order; equal ones keep their order.
-
-    Shape: [*, over] -> i64[*, over].   Gradient: none.
-    """
-
-    x: Operand
-    over: AxisRef
-    descending: bool = False
+    def reduction(self) -> Reduced:
+        """Return the one axis."""
+        over = super().reduction()
+        if len(over.axes) != 1 or over.batch:
+            raise Fault("argument-type", f"`{self.op_name}` goes over exactly one axis", "over")
+        return over
 
     def type(self) -> TensorType:
-        """Return indices."""
-        return self.indices()
+        """Return indices into the axis that goes."""
+        full, over = self.full(), self.reduction()
+        return TensorType(over.kept(full), "i64", full.batched, classes=over.axes[0].size)
 
-    def gradient(self) -> dict[str, bool]:
-        """None through an order."""
-        return {"x": False}
+    def choice(self) -> TensorType:
+        """The indices."""
+        return self.type()
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The lowest number of the entries that are equal to the best one."""
+        best, worst = ("max", Max) if self.method == "argmax" else ("min", Min)
+        lowest = worst(x=self.x, over=self.over).lowest()
+        found = self.counted(tile, lowest)
+        if found is None:
+            return None
+        counted, axes = found
+        top = tile.bind(tile.reduced(f"tl.{best}", counted, axes, lowest), "top")
+        beyond = tile.size(axes[0]) - 1
+        hit = f"tl.where({counted} == {top}, {tile.index(axes[0])}, {beyond})"
+        return tile.reduced("tl.min", hit, axes, str(beyond))
 
     def torch(self, code: Code) -> str:
-        """Return the indices of the stable sort of torch."""
-        return f"{self.call(code)}.indices"
+        """Return the method call on the operand, in a call that keeps the choice."""
+        text = super().torch(code)
+        return f"{code.use('decided')}({text}, {code.decision})" if code.decision else text
+
+
+@op("argmax")
+class ArgMax(ArgReduction):
+    """The index of the largest entry along one axis, the lowest index if several are equal.
+
+    Shape: [*, over] -> i64[*].   Gradient: none.
+    """
+
+    method: ClassVar[str] = "argmax"
+    filler: ClassVar[tuple[str, str]] = Max.filler
+
+
+@op("argmin")
+class ArgMin(ArgReduction):
+    """The index of the smallest entry along one axis, the lowest index if several are equal.
+
+    Shape: [*, over] -> i64[*].   Gradient: none.
+    """
+
+    method: ClassVar[str] = "argmin"
+    filler: ClassVar[tuple[str, str]] = Min.filler
 
 
 @op("gather")
@@ -397,6 +396,53 @@ class Gather(Op):
     def gradient(self) -> dict[str, bool]:
         """None through an index."""
         return {"x": self.x.is_float, "index": False}
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The sum of the entries whose number the index is."""
+        x, zero = self._entries(tile)
+        if tensor(self.index, "index").axis(self.over) is None:
+            tile.size(self.over)
+            hit = f"tl.where({tile['index']} == {tile.index(self.over)}, {x}, {zero})"
+            both = TensorType((*self.x.axes, *self.own()), self.x.dtype, self.type().batched)
+            hit = tile.bind(tile.full(hit, both), "hit")
+            text = tile.reduced("tl.sum", hit, [self.over], zero)
+        elif self._reorders():
+            text, place = tile.constant(self.type(), zero), tile.name("place")
+            tile.loop(place, self.over)
+            entry = tile.entry(x, self.over, place, zero)
+            tile.line(f"    {text} = tl.where({tile['index']} == {place}, {entry}, {text})")
+        else:
+            return None
+        return f"{text} != 0" if self.x.dtype == "bool" else text
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """A gradient goes to the entry that was read."""
+        if tensor(self.index, "index").axis(self.over) is None:
+            hit = f"{tile['index']} == {tile.index(self.over)}"
+            return {"x": f"tl.where({hit}, {gradients[0]}, 0.0)"}
+        if not self._reorders():
+            return None
+        kind = self.type()
+        g = tile.bind(tile.full(gradients[0] or "0.0", kind), "g")
+        index = tile.bind(tile.full(tile["index"], kind), "index")
+        return {"x": scattered(tile, g, index, kind, self.over)}
+
+    def _entries(self, tile: Tile) -> tuple[str, str]:
+        if self.x.dtype == "bool":
+            return f"{primary(tile['x'])}.to(tl.int32)", "0"
+        return tile["x"], "0.0" if self.x.is_float else "0"
+
+    def _reorders(self) -> bool:
+        """Whether the index has as many entries along the axis as there are."""
+        own = tensor(self.index, "index").axis(self.over)
+        return (
+            own is not None
+            and len(self.own()) == 1
+            and own.size == (find_axis(self.x, self.over, "over").size)
+            and self.x.dtype != "bool"
+        )
 
     def torch(self, code: Code) -> str:
         """Return ``gather`` or plain indexing where they fit, else a batched look-up."""
@@ -458,186 +504,26 @@ class LookUp(Op):
         """None through ids."""
         return {"table": self.table.is_float, "ids": False}
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The sum of the rows whose number the id is."""
+        axis = self.table.axes[0].name
+        zero = "0.0" if self.table.is_float else "0"
+        if tensor(self.ids, "ids").axis(axis) is not None or self.table.dtype == "bool":
+            return None
+        tile.size(axis)
+        both = TensorType((*self.table.axes, *self.ids.axes), self.table.dtype, self.ids.batched)
+        hit = f"tl.where({tile['ids']} == {tile.index(axis)}, {tile['table']}, {zero})"
+        return tile.reduced("tl.sum", tile.bind(tile.full(hit, both), "hit"), [axis], zero)
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """A gradient goes to the row that was read."""
+        hit = f"{tile['ids']} == {tile.index(self.table.axes[0].name)}"
+        return {"table": f"tl.where({hit}, {gradients[0]}, 0.0)"}
+
     def torch(self, code: Code) -> str:
         """Return an embedding of the ids, or indexing for other tables than matrices."""
         if len(self.table.axes) == 2 and self.table.is_float:
             return f"F.embedding({code['ids']}, {code['table']})"
         return f"{primary(code['table'])}[{code['ids']}]"
-
-
-@op("one_hot")
-class OneHot(Op):
-    """1 at the index along a new axis, else 0; an index out of range gives zeros.
-
-    Shape: i64[*] -> i64[*, axis].   Gradient: none.
-    """
-
-    index: Operand
-    axis: NewAxis
-
-    def type(self) -> TensorType:
-        """Return the index's type with the new axis last."""
-        index = need_integer(self.index, "index", "one_hot")
-        new = free_name(index, self.axis)
-        return TensorType((*index.axes, new), "i64", index.batched)
-
-    def gradient(self) -> dict[str, bool]:
-        """None through an index."""
-        return {"index": False}
-
-    def torch(self, code: Code) -> str:
-        """Return a call of the package's form, which takes indices out of range."""
-        return f"{code.use('one_hot')}({code['index']}, {code.size(self.axis.size)})"
-
-
-@op("histogram")
-class Histogram(Op):
-    """How often each class occurs; negative indices and padding do not count.
-
-    Without ``over`` everything is counted together, the batch included.
-
-    Shape: i64[*, over] -> i64[*, axis].   Gradient: none.
-    """
-
-    index: Operand
-    axis: NewAxis
-    over: tuple[AxisRef, ...] | None = None
-    valid: Companion | None = None
-
-    def reduction(self) -> Reduced:
-        """Return the axes that are counted together."""
-        return reduced(need_integer(self.index, "index", "histogram"), self.over)
-
-    def type(self) -> TensorType:
-        """Return the kept axes with the classes last."""
-        index, over = tensor(self.index, "index"), self.reduction()
-        kept = TensorType(over.kept(index), "i64", index.batched and not over.batch)
-        return kept.with_axes((*kept.axes, free_name(kept, self.axis)))
-
-    def flows(self) -> dict[str, list[Flow]]:
-        """Counts read every position that they count."""
-        return {name: flows for name, flows in super().flows().items() if name != "valid"}
-
-    def gradient(self) -> dict[str, bool]:
-        """None through counts."""
-        return {name: False for name, _ in self.operand_types()}
-
-    def cost(self) -> Cost:
-        """One addition per index."""
-        return Cost(self.index.size)
-
-    def accumulated(self, tile: Tile) -> str | None:
-        """How often each class occurs in a row."""
-        if not self.reduction().batch:
-            return None
-        index, axis = tensor(self.index, "index"), self.type().axes[-1]
-        small = [a.name for a in self.reduction().axes if tile.dim(a.name) != 0]
-        both = TensorType((*index.axes, axis), "i64")
-        hits = tile.full(f"({tile['index']} == {tile.index(axis.name)}).to(tl.int32)", both)
-        return tile.reduced("tl.sum", tile.bind(hits, "hits"), small, "0")
-
-    def torch(self, code: Code) -> str:
-        """Return a call of the package's counting form."""
-        index, over = tensor(self.index, "index"), self.reduction()
-        mask = token_mask(code, index, masked_axes(index, over, self.valid))
-        dims = f"dim={dim_text(over.positions(index))}"
-        classes = code.size(self.axis.size)
-        extra = f", mask={mask}" if mask else ""
-        return f"{code.use('histogram')}({code['index']}, {classes}, {dims}{extra})"
-
-
-@op("scatter_add")
-class ScatterAdd(Op):
-    """The sum of the entries of ``x`` per class; an index out of range counts nowhere.
-
-    ``over`` names axes of the index whose entries are summed, by default all that it has and,
-    if it is given as such, ``batch``. The new axis comes first after the axes that stay.
-
-    Shape: [*s, over, *r], i64[*s, over] -> [*s, axis, *r].   Gradient: smooth in ``x``, none
-    through the index.
-    """
-
-    x: Operand
-    index: Operand
-    axis: NewAxis
-    over: tuple[AxisRef, ...] | None = None
-    valid: Companion | None = None
-
-    def summed(self) -> Reduced:
-        """Return the axes whose entries are summed."""
-        index = need_integer(self.index, "index", "scatter_add")
-        return Reduced(index.axes, False) if self.over is None else reduced(index, self.over)
-
-    def type(self) -> TensorType:
-        """Return shared axes, the classes, and the rest."""
-        x, index, over = tensor(self.x, "x"), tensor(self.index, "index"), self.summed()
-        wide = broadcast(x, index, what="`x` and `index`")
-        if len(wide.axes) != len(x.axes) or x.batched != index.batched:
-            raise Fault("operand-shape", f"`index` {index} has axes that `x` {x} has not", "index")
-        shared = [a for a in index.axes if a.name not in over.names]
-        rest = [a for a in x.axes if index.axis(a.name) is None]
-        kept = TensorType((*shared, *rest), x.dtype, x.batched and not over.batch)
-        new = free_name(kept, self.axis)
-        return kept.with_axes((*shared, new, *rest))
-
-    def flows(self) -> dict[str, list[Flow]]:
-        """Sums read every position that they sum."""
-        return {name: flows for name, flows in super().flows().items() if name != "valid"}
-
-    def gradient(self) -> dict[str, bool]:
-        """None through an index."""
-        return {name: name == "x" and self.x.is_float for name, _ in self.operand_types()}
-
-    def cost(self) -> Cost:
-        """A product with the one-hot index."""
-        return Cost(self.x.size * self.axis.size * 2)
-
-    def torch(self, code: Code) -> str:
-        """Return a call of the package's form; padding goes to no class."""
-        x, index, over = tensor(self.x, "x"), tensor(self.index, "index"), self.summed()
-        gone = [*([BATCH] if over.batch and x.batched else []), *over.names_in(index)]
-        shared = [name for name in names(index) if name not in gone]
-        rest = [name for name in names(x) if name not in names(index)]
-        which = code["index"]
-        mask = token_mask(code, index, masked_axes(index, over, self.valid))
-        if mask:
-            which = f"{code.use('fill_masked')}({which}, {mask}, -1)"
-        which = arrange(which, names(index), [*shared, *gone])
-        rows = arrange(code["x"], names(x), [*shared, *gone, *rest])
-        classes = code.size(self.axis.size)
-        return f"{code.use('scatter_sum')}({rows}, {which}, {classes}, {len(shared)})"
-
-
-@op("bucketize")
-class Bucketize(Op):
-    """How many of the rising ``boundaries`` are below each entry.
-
-    Args:
-        right: count boundaries that are equal too.
-
-    Shape: [*], [boundaries] -> i64[*].   Gradient: none.
-    """
-
-    x: Operand
-    boundaries: Operand
-    right: bool = False
-
-    def type(self) -> TensorType:
-        """Return indices from 0 to the number of boundaries."""
-        x, boundaries = tensor(self.x, "x"), tensor(self.boundaries, "boundaries")
-        if len(boundaries.axes) != 1 or boundaries.batched:
-            raise Fault(
-                "operand-shape",
-                f"`boundaries` must have one axis and no batch, found {boundaries}",
-                "boundaries",
-            )
-        return replace(x, dtype="i64", classes=boundaries.axes[0].size + 1)
-
-    def gradient(self) -> dict[str, bool]:
-        """None through a comparison."""
-        return {"x": False, "boundaries": False}
-
-    def torch(self, code: Code) -> str:
-        """Return torch's own form."""
-        right = ", right=True" if self.right else ""
-        return f"torch.bucketize({code['x']}, {code['boundaries']}{right})"

@@ -37,7 +37,7 @@ def blocks_of(clock: Clock, size: Dim) -> Dim:
     return clock.length * Fraction(1, number) if number > 1 else clock.length
 
 
-def check_among(given: Operand, block: int, full: TensorType, axis: Axis) -> None:
+def check_among(given: Operand, block: int, full: TensorType, axis: Axis, k: Dim) -> None:
     """Check an index set among which tokens are chosen.
 
     Args:
@@ -45,6 +45,7 @@ def check_among(given: Operand, block: int, full: TensorType, axis: Axis) -> Non
         block: how many tokens each of its entries stands for.
         full: what is chosen from.
         axis: the tokens that are chosen from.
+        k: how many are chosen.
 
     Raises:
         Fault: if it does not fit.
@@ -61,6 +62,9 @@ def check_among(given: Operand, block: int, full: TensorType, axis: Axis) -> Non
     fits = among.dtype == "i64" and all(a.name in kept for a in among.axes[:-1])
     if not fits or among.axes[-1].clock is not None:
         raise Fault("operand-shape", f"`among` {among} is no index set for {full}", "among")
+    near = among.axes[-1].size.number
+    if near is not None and k.number is not None and k.number > near * block:
+        raise Fault("size-mismatch", f"cannot choose {k} among {near * block} tokens", "k")
     length = axis.clock.length
     if among.classes is None or among.classes.symbols() - length.symbols():
         return

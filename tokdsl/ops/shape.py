@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from tokdsl.ops.axes import (
     aligned,
@@ -26,6 +28,7 @@ from tokdsl.ops.base import (
 )
 from tokdsl.ops.elementwise import number
 from tokdsl.ops.precedence import primary
+from tokdsl.ops.tile import Tile
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType, promote
 from tokdsl.types.time import EVERYTHING, Flow
@@ -48,12 +51,42 @@ def plain_axis(kind: TensorType, name: str, operation: str) -> Axis:
     return axis
 
 
+def _moved(
+    tile: Tile, text: str, old: TensorType, new: TensorType, gone: Sequence[str], hit: str
+) -> str:
+    """Return a block with some dimensions for others, of one number of entries.
+
+    Where a plain reshape would not do, each entry is the sum of those for which ``hit`` holds.
+    """
+    moved = tile.moved(text, old, new)
+    if moved is not None:
+        return moved
+    axes = (*new.axes, *(a for a in old.axes if a.name in gone))
+    both = TensorType(axes, old.dtype, old.batched or new.batched)
+    zero = "0.0" if old.is_float else "0"
+    if old.dtype == "bool":
+        text = f"{primary(text)}.to(tl.int32)"
+    picked = tile.full(f"tl.where({hit}, {text}, {zero})", both)
+    total = tile.reduced("tl.sum", tile.bind(picked, "picked"), gone, zero)
+    return f"{total} != 0" if old.dtype == "bool" else total
+
+
+def _flat(tile: Tile, axes: Sequence[tuple[str, int]]) -> str:
+    """Return the place of an entry along several axes as one, the last one running fastest."""
+    text = tile.index(axes[0][0])
+    for name, size in axes[1:]:
+        text = f"({text}) * {size} + {tile.index(name)}"
+    return text
+
+
 @op("split")
 class Split(Op):
     """One axis as several, the last one running fastest.
 
     Shape: [*, over] -> [*, into], over = product of into.   Gradient: smooth.
     """
+
+    moves: ClassVar[bool] = True
 
     x: Operand
     over: AxisRef
@@ -76,6 +109,24 @@ class Split(Op):
         at = kind.position(self.over)
         return replace(kind, axes=(*kind.axes[:at], *new, *kind.axes[at + 1 :]))
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The same entries in other dimensions."""
+        kind = tensor(self.x, "x")
+        return _moved(tile, tile["x"], kind, self.type(), [self.over], self._hit(tile))
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient back in the dimension that was split."""
+        gone = [new.name for new in self.into]
+        text = gradients[0] or "0.0"
+        kind = tensor(self.x, "x")
+        return {"x": _moved(tile, text, self.type(), kind, gone, self._hit(tile))}
+
+    def _hit(self, tile: Tile) -> str:
+        own = [(new.name, tile.size(new.name)) for new in self.into]
+        return f"({tile.index(self.over)} == {_flat(tile, own)})"
+
     def torch(self, code: Code) -> str:
         """Return ``unflatten``."""
         sizes = ", ".join(code.size(new.size) for new in self.into) + "," * (len(self.into) == 1)
@@ -94,6 +145,8 @@ class Merge(Op):
 
     Shape: [*, over] -> [*, into], into = product of over.   Gradient: smooth.
     """
+
+    moves: ClassVar[bool] = True
 
     x: Operand
     over: tuple[AxisRef, ...]
@@ -115,6 +168,22 @@ class Merge(Op):
         rest = [axis for axis in kind.axes if axis.name not in self.over]
         return replace(kind, axes=(*rest[:at], new, *rest[at:]), classes=None)
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The same entries in one dimension."""
+        kind = tensor(self.x, "x")
+        return _moved(tile, tile["x"], kind, self.type(), self.over, self._hit(tile))
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient back in the dimensions that were merged."""
+        text, kind = gradients[0] or "0.0", tensor(self.x, "x")
+        return {"x": _moved(tile, text, self.type(), kind, [self.into.name], self._hit(tile))}
+
+    def _hit(self, tile: Tile) -> str:
+        own = [(name, tile.size(name)) for name in self.over]
+        return f"({tile.index(self.into.name)} == {_flat(tile, own)})"
+
     def torch(self, code: Code) -> str:
         """Return ``flatten``, after the axes were put side by side."""
         kind = tensor(self.x, "x")
@@ -132,6 +201,8 @@ class RenameAxis(Op):
 
     Shape: [*, old] -> [*, new].   Gradient: smooth.
     """
+
+    moves: ClassVar[bool] = True
 
     x: Operand
     old: AxisRef
@@ -155,6 +226,23 @@ class RenameAxis(Op):
                 if a.clock is not None or a.pack
             ]
         }
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The same entries in another dimension; none is moved where rows have a new name."""
+        if tile.dims[self.old] == tile.dims[self.new]:
+            return tile["x"]
+        hit = f"({tile.index(self.old)} == {tile.index(self.new)})"
+        return _moved(tile, tile["x"], tensor(self.x, "x"), self.type(), [self.old], hit)
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient under the old name."""
+        text = gradients[0] or "0.0"
+        if tile.dims[self.old] == tile.dims[self.new]:
+            return {"x": text}
+        hit = f"({tile.index(self.old)} == {tile.index(self.new)})"
+        return {"x": _moved(tile, text, self.type(), tensor(self.x, "x"), [self.new], hit)}
 
     def torch(self, code: Code) -> str:
         """Return the operand: names cost nothing."""
@@ -259,6 +347,25 @@ class Stack(Op):
             )
         return wide.with_axes((*wide.axes, free_name(wide, self.axis)))
 
+    def tiled(self, tile: Tile) -> str | None:
+        """Each value at its place along the new axis."""
+        at, kind = tile.index(self.axis.name), self.type()
+        named = [name for name, _ in self.operand_types()]
+        text = tile.full(tile[named[-1]], kind)
+        for i, name in reversed(list(enumerate(named[:-1]))):
+            text = f"tl.where({at} == {i}, {tile[name]}, {text})"
+        return text
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient at the place of each value."""
+        at = tile.index(self.axis.name)
+        return {
+            name: f"tl.where({at} == {i}, {gradients[0]}, 0.0)"
+            for i, (name, _) in enumerate(self.operand_types())
+        }
+
     def torch(self, code: Code) -> str:
         """Return ``torch.stack``."""
         wide = broadcast(*self.x)
@@ -325,6 +432,26 @@ class Slice(Op):
             for name, flows in super().flows().items()
         }
 
+    def tiled(self, tile: Tile) -> str | None:
+        """The entries at their new places, where the axis has a new name."""
+        hit = self._hit(tile)
+        if hit is None:
+            return None
+        kind = tensor(self.x, "x")
+        return _moved(tile, tile["x"], kind, self.type(), [self.over], hit)
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient at the old places."""
+        hit = self._hit(tile)
+        return None if hit is None else {"x": f"tl.where({hit}, {gradients[0]}, 0.0)"}
+
+    def _hit(self, tile: Tile) -> str | None:
+        if self.into is None or self.into == self.over or not self.start.is_number:
+            return None
+        return f"({tile.index(self.over)} == {tile.index(self.into)} + {self.start.number})"
+
     def torch(self, code: Code) -> str:
         """Return an index expression."""
         start = "" if self.start == ZERO else code.size(self.start)
@@ -375,6 +502,16 @@ class Expand(Op):
         """Return the type with the new axis."""
         kind = tensor(self.x, "x")
         return kind.with_axes((*kind.axes, free_name(kind, self.axis)))
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The same block along one more dimension."""
+        return tile.full(tile["x"], self.type())
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient, which is summed over the new axis."""
+        return {"x": tile.full(gradients[0] or "0.0", self.type())}
 
     def torch(self, code: Code) -> str:
         """Return ``expand``."""

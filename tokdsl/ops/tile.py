@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from tokdsl.ops.precedence import primary
 from tokdsl.types.tensors import Axis, TensorType, ValueType
@@ -31,11 +32,13 @@ class Grid:
         shape: text of the size of each dimension: a name of a constexpr, or a number.
         sizes: how many entries of each dimension count; 0 where the template masks by itself.
         inside: text of a mask over a dimension that the template masks, or "".
+        batch: the dimension that counts the batch too, or None if a program holds one example.
     """
 
     shape: list[str]
     sizes: list[int]
     inside: list[str]
+    batch: int | None = None
     lines: list[str] = field(default_factory=list)
     _indices: dict[int, str] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
@@ -207,6 +210,13 @@ class Tile(dict[str, str]):
             return text
         return f"tl.broadcast_to({text}, {self.shape(kind)})"
 
+    def constant(self, kind: TensorType, value: str = "0.0") -> str:
+        """Return a name of a block of a type with one value everywhere."""
+        dtype = {"bool": "tl.int1", "i64": "tl.int64"}.get(kind.dtype, "tl.float32")
+        name = self.grid.name("found")
+        self.grid.line(f"{name} = tl.full({self.shape(kind)}, {value}, {dtype})")
+        return name
+
     def bind(self, text: str, hint: str = "x") -> str:
         """Give an expression a name; return it."""
         return self.grid.bind(text, hint)
@@ -219,13 +229,56 @@ class Tile(dict[str, str]):
         """Return a new variable name."""
         return self.grid.name(hint)
 
-    def moved(self, text: str, old: TensorType, new: TensorType) -> str:
-        """Return a block with the axes of one type where another has them, in the same order."""
-        del old
-        return f"tl.reshape({text}, {self.shape(new)})"
+    def summed(self, text: str, axes: Sequence[str], is_float: bool = True) -> str:
+        """Return the sum over some axes of a block that has them in full, under a name."""
+        text = self.bind(text, "terms")
+        return self.bind(self.reduced("tl.sum", text, axes, "0.0" if is_float else "0"), "total")
+
+    def loop(self, place: str, axis: str) -> None:
+        """Begin a loop over the places along an axis; what it does follows, indented."""
+        self.index(axis)  # written before the loop
+        self.line(f"for {place} in range({self.size(axis)}):")
+
+    def entry(self, text: str, axis: str, place: str, zero: str = "0.0") -> str:
+        """Return the one entry of a block at a place along an axis."""
+        found = f"tl.where({self.index(axis)} == {place}, {text}, {zero})"
+        return f"tl.sum({found}, axis={self.dim(axis)}, keep_dims=True)"
+
+    def moved(self, text: str, old: TensorType, new: TensorType) -> str | None:
+        """Return a block of one type with the dimensions of another one that has as many entries.
+
+        None if the order of the entries would not be the same, or padding would get between them.
+        """
+        before, after = self._ordered(old), self._ordered(new)
+        gone = [d for d in before if d not in after]
+        made = [d for d in after if d not in before]
+        sizes = [[self.grid.sizes[d] for d in dims] for dims in (gone, made)]
+        if any(n == 0 for part in sizes for n in part):
+            raise NotTiled("it moves the rows")
+        if prod(sizes[0]) != prod(sizes[1]):
+            return None
+        if sizes[0] != sizes[1] and any(padded(n) != n for part in sizes for n in part):
+            return None
+        if gone != made:
+            at = min((before.index(d) for d in gone), default=0)
+            if before[at : at + len(gone)] != gone:
+                return None
+            if before[:at] + made + before[at + len(gone) :] != after or after != sorted(after):
+                return None
+        if before != sorted(before):
+            return None
+        return f"tl.reshape({self.full(text, old)}, {self.shape(new)})"
+
+    def _ordered(self, kind: TensorType) -> list[int]:
+        dims = [self.dims.get(axis.name) for axis in kind.axes]
+        found = [d for d in dims if d is not None]
+        batch = self.grid.batch
+        lead = [batch] if kind.batched and batch is not None and batch not in found else []
+        return lead + found
 
     def _dims_of(self, kind: TensorType) -> set[int]:
         found = {self.dims.get(axis.name) for axis in kind.axes}
+        found |= {self.grid.batch} if kind.batched else set()
         return {dim for dim in found if dim is not None}
 
 

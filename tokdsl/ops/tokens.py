@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ from tokdsl.ops.base import (
 from tokdsl.ops.elementwise import number
 from tokdsl.ops.precedence import primary
 from tokdsl.ops.shape import ONE, plain_axis
+from tokdsl.ops.tile import Tile
 from tokdsl.types.dims import Dim, combine
 from tokdsl.types.tensors import Axis, Clock, TensorType, promote
 from tokdsl.types.time import EVERYTHING, INFINITY, POINTWISE, Flow, Interval
@@ -95,6 +97,22 @@ class At(Op):
     def repair(self) -> str:
         """How to read no later token."""
         return "the last token is later than the others; take the first: `index = 0`"
+
+    def tiled(self, tile: Tile) -> str | None:
+        """The sum of the one entry."""
+        kind = tensor(self.x, "x")
+        if self.valid is not None or kind.dtype == "bool":
+            return None
+        zero = "0.0" if kind.is_float else "0"
+        x = tile.bind(tile.full(tile["x"], kind), "x")
+        return tile.entry(x, self.over, str(self.index % tile.size(self.over)), zero)
+
+    def tiled_gradient(
+        self, tile: Tile, gradients: Sequence[str | None]
+    ) -> Mapping[str, str] | None:
+        """The gradient at the place of the entry."""
+        at = f"{tile.index(self.over)} == {self.index % tile.size(self.over)}"
+        return {"x": f"tl.where({at}, {gradients[0]}, 0.0)"}
 
     def torch(self, code: Code) -> str:
         """Return ``select``, or a form that skips padding."""

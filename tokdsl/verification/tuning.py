@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tokdsl.files import write_atomic
-from tokdsl.training.package import Package
 
 Configuration = dict[str, int]
 #: milliseconds of a call
@@ -209,11 +208,11 @@ def gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def example_run(package: Package, batch: int, length: int, steps: int) -> Callable[[], object]:
+def example_run(package: Any, batch: int, length: int, steps: int) -> Callable[[], object]:
     """Return what trains a package's model on random tokens once and decodes some, on the GPU.
 
     Args:
-        package: imported anew, with its kernels.
+        package: a `tokdsl.training.package.Package`.
         batch: sequences.
         length: tokens of each.
         steps: tokens that are decoded one by one after a prompt of this length.

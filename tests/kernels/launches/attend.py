@@ -64,9 +64,7 @@ def launches() -> dict[str, Callable[[torch.dtype], None]]:
     def own_score(dtype: torch.dtype) -> None:
         given = [torch.zeros(s) for s in ((1, 8, 1, 1), (1, 8, 2048, 1), (1, 8, 1, 2048))]
         given = [x.requires_grad_() for x in given]
-        out, _ = scored.attend_scored(
-            *operands(dtype, 2048, 2048, 8, 8, 64), *given, scale=0.1
-        )
+        out, _ = scored.attend_scored(*operands(dtype, 2048, 2048, 8, 8, 64), *given, scale=0.1)
         out.sum().backward()
 
     def decoding(dtype: torch.dtype) -> None:

@@ -30,13 +30,12 @@ def launches() -> dict[str, Callable[[torch.dtype], None]]:
         "channels": both((8, 2048, 1536), (8, 2048, 1536), 1, True),
         "shared": both((8, 2048, 1), (8, 2048, 1024), 1, True),
         "long": both((1, 32768, 256), (1, 32768, 256), 1, False),
-        "tokens last": both((4, 128, 2048), (4, 128, 2048), 2, False),
     }
 
 
 def work() -> dict[str, tuple[float, float]]:
     """Return operations and bytes of forward and backward together, of two bytes a number."""
-    full = {"channels": 8 * 2048 * 1536, "long": 32768 * 256, "tokens last": 4 * 128 * 2048}
+    full = {"channels": 8 * 2048 * 1536, "long": 32768 * 256}
     found = {name: (7.0 * n, 16.0 * n) for name, n in full.items()}
     n = 8 * 2048 * 1024
     found["shared"] = (7.0 * n, 10.0 * n)

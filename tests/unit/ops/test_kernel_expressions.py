@@ -11,10 +11,7 @@ import pytest
 import torch
 
 from tests.unit.ops.cases import CASES
-from tests.unit.ops.cases.base import use
-from tests.unit.ops.harness import TD, Case, run, shape
-from tokdsl.ops import OPS
-from tokdsl.ops.axes import Rowwise
+from tests.unit.ops.harness import Case, run
 
 
 def _reduce(f: object) -> object:
@@ -75,11 +72,6 @@ def _ids(cases: list[Case]) -> list[str]:
 
 
 ELEMENTWISE = _elementwise()
-ROWS = [
-    use(name, x=TD, over=["d"])
-    for name, cls in OPS.items()
-    if issubclass(cls, Rowwise) and cls.kernel
-]
 
 
 @pytest.mark.parametrize("case", ELEMENTWISE, ids=_ids(ELEMENTWISE))
@@ -110,20 +102,3 @@ def test_elementwise_derivative(case: Case) -> None:
         scope = {n: v.detach() for n, v in operands.items()}
         slope = torch.as_tensor(eval(slopes[name], {"tl": TL}, scope)).double()
         torch.testing.assert_close(slope.expand_as(gradient), gradient.double())
-
-
-@pytest.mark.parametrize("case", ROWS, ids=_ids(ROWS))
-def test_row_expression_and_derivative(case: Case) -> None:
-    block = torch.randn(shape(TD), dtype=torch.float64).flatten(0, 1).requires_grad_()
-    result = run(case, {"x": block.view(shape(TD))})[0]
-    text = case.op.triton({"x": "x + 0"})
-    assert text is not None
-    found = eval(text, {"tl": TL}, {"x": block})
-    kept = result.reshape(found.shape)
-    torch.testing.assert_close(found, kept)
-    g = torch.randn_like(found)
-    (expected,) = torch.autograd.grad(kept, block, g)
-    slopes = case.op.derivative({"x": "x + 0"})
-    assert slopes is not None
-    gradient = eval(slopes["x"], {"tl": TL}, {"x": block.detach(), "g": g})
-    torch.testing.assert_close(gradient.expand_as(expected), expected)

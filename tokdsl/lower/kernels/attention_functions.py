@@ -11,7 +11,7 @@ from tokdsl.lower.plan import FunctionPlan, KernelPlan, Statement
 from tokdsl.types.tensors import annotation
 
 if TYPE_CHECKING:
-    from tokdsl.lower.body import Body
+    from tokdsl.lower.texts import Texts
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TileFunction(FunctionPlan):
     along: tuple[str, ...] = ()
 
 
-def write_functions(outer: Body, node: AttentionNode) -> dict[str, str]:
+def write_functions(outer: Texts, node: AttentionNode) -> dict[str, str]:
     """Write the functions of an attention, and its kernel; return what its call says of them."""
     found: dict[str, str] = {}
     if node.score is not None:
@@ -45,9 +45,10 @@ def write_functions(outer: Body, node: AttentionNode) -> dict[str, str]:
     return found
 
 
-def _write(outer: Body, module: Module, along: tuple[str, ...], doc: str) -> str:
-    from tokdsl.lower.body import Body, shape_comment
+def _write(outer: Texts, module: Module, along: tuple[str, ...], doc: str) -> str:
+    from tokdsl.lower.body import Body
     from tokdsl.lower.build import size_names
+    from tokdsl.lower.texts import shape_comment
 
     body = Body(module, outer.shared, size_names(module))
     inputs = []

@@ -11,7 +11,7 @@ from tokdsl.lower.plan import FunctionPlan, KernelPlan
 from tokdsl.types.tensors import TensorType, annotation
 
 if TYPE_CHECKING:
-    from tokdsl.lower.body import Body
+    from tokdsl.lower.texts import Texts
 
 
 @dataclass
@@ -27,10 +27,11 @@ class Fused:
     kernels: list[KernelPlan] = field(default_factory=list)
     _keys: dict[object, str] = field(default_factory=dict)
 
-    def add(self, outer: Body, node: RegionNode, decides: bool) -> str:
+    def add(self, outer: Texts, node: RegionNode, decides: bool) -> str:
         """Write the function of a region; return its name."""
-        from tokdsl.lower.body import Body, shape_comment
+        from tokdsl.lower.body import Body
         from tokdsl.lower.build import size_names
+        from tokdsl.lower.texts import shape_comment
 
         module = node.module
         body = Body(module, outer.shared, size_names(module))
@@ -64,11 +65,12 @@ class Fused:
         )
         function.doc = f"Rows of `{module.name}`"
         if node.kernel is not None:
-            given = ", ".join(names[i] for i in node.arguments)
-            also = " and decisions is None" if decides else ""
-            floats = [n for n, v in zip(names, module.inputs, strict=True) if _is_float(v)]
-            asked = (floats or names)[0]
-            function.kernel = (f"on_kernels({asked}){also}", f"KERNELS.{name}({given})")
+            if node.arguments:  # else who is given the function knows of the kernel
+                given = ", ".join(names[i] for i in node.arguments)
+                also = " and decisions is None" if decides else ""
+                floats = [n for n, v in zip(names, module.inputs, strict=True) if _is_float(v)]
+                asked = (floats or names)[0]
+                function.kernel = (f"on_kernels({asked}){also}", f"KERNELS.{name}({given})")
             self.kernels.append(replace(node.kernel, name=name))
         self.functions.append(function)
         return name

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from tokdsl.graph.program import SELECTION, Module, Node, OpNode, Value
+from tokdsl.graph.program import SELECTION, Module, OpNode, Value
 from tokdsl.lower.kernels.index_scores import scores_at
 from tokdsl.lower.kernels.report import RegionReport
 from tokdsl.lower.kernels.write import Writer, operands
@@ -25,7 +25,7 @@ from tokdsl.ops.tile import Grid, NotTiled, padded
 from tokdsl.types.tensors import Axis, TensorType, annotation
 
 if TYPE_CHECKING:
-    from tokdsl.lower.body import Body
+    from tokdsl.lower.texts import Texts
 
 #: rows of queries and heads that one product of tiles has at least
 ROWS = 16
@@ -82,7 +82,7 @@ def fuse_index(module: Module) -> list[RegionReport]:
     return [report]
 
 
-def index_arguments(outer: Body, module: Module, is_read: bool) -> list[str]:
+def index_arguments(outer: Texts, module: Module, is_read: bool) -> list[str]:
     """Write the kernel of a choice and its scores; return what the call says of them.
 
     Args:
@@ -113,10 +113,11 @@ def index_arguments(outer: Body, module: Module, is_read: bool) -> list[str]:
     return found
 
 
-def _function(outer: Body, module: Module) -> str:
+def _function(outer: Texts, module: Module) -> str:
     """Write the function of the scores at columns; return its name."""
-    from tokdsl.lower.body import Body, shape_comment
+    from tokdsl.lower.body import Body
     from tokdsl.lower.build import size_names
+    from tokdsl.lower.texts import shape_comment
 
     body = Body(module, outer.shared, size_names(module))
     inputs = []
@@ -171,7 +172,8 @@ class _Region:
         self.op = choice.op
         operands_of = dict(zip(choice.operands, choice.inputs, strict=True))
         self.x, self.where = operands_of["x"], operands_of.get("where")
-        self.candidates = next((n for n in module.nodes if _is(n, Candidates)), None)
+        found = (n for n in module.nodes if isinstance(n, OpNode) and isinstance(n.op, Candidates))
+        self.candidates = next(found, None)
         query, key = axis_of(module, "query").name, axis_of(module, "key").name
         result = module.results[1].type
         assert isinstance(result, TensorType)
@@ -201,6 +203,7 @@ class _Region:
         self._open()
         self.used: dict[str, Given] = {}
         self.least = 1
+        self.width = 1
         lines: list[list[str]] = []
         for nodes in (conditions, products):
             at = len(self.grid.lines)
@@ -235,7 +238,9 @@ class _Region:
                 continue
             wanted.add(id(node))
             if isinstance(node.op, Seen):
-                waiting += [v for n, v in zip(node.operands, node.inputs, strict=True) if n == "where"]
+                waiting += [
+                    v for n, v in zip(node.operands, node.inputs, strict=True) if n == "where"
+                ]
             elif not isinstance(node.op, Dot | AtColumns):
                 waiting += node.inputs
         done = {id(n) for n in without or ()}
@@ -279,7 +284,9 @@ class _Region:
             shape[-1] = str(int(shape[-1]) * ROWS // total)
         sizes = [a.size.number or 1 for a in small]
         self.grid = Grid(
-            ["BLOCK_Q", *shape, "BLOCK_K"], [0, *sizes, 0], ["real_query", *[""] * len(small), "there"]
+            ["BLOCK_Q", *shape, "BLOCK_K"],
+            [0, *sizes, 0],
+            ["real_query", *[""] * len(small), "there"],
         )
         for name in _TAKEN:
             self.grid.name(name)
@@ -378,97 +385,101 @@ class _Region:
 
     def _product(self, node: OpNode) -> None:
         """Write the product of a vector of queries with one of keys, by tiles."""
-        sides = {}
-        for name, kind, value in operands(node):
+        sides: dict[bool, tuple[Value, str]] = {}
+        assert isinstance(node.op, Dot)
+        for _, kind, value in operands(node):
             if isinstance(value.node, OpNode) and isinstance(value.node.op, AtColumns):
                 source = value.node.inputs[0]
                 is_key = True
             else:
-                source, names = value, [a.name for a in value.type.axes]  # type: ignore[union-attr]
+                source, names = value, [a.name for a in value.type.axes]
                 is_key = self.axes.key in names
                 if is_key == (self.axes.query in names):
                     raise NotTiled("a product is not of a query with a key")
-            over = [a.name for a in kind.axes].index(node.op.over[0])  # type: ignore[attr-defined]
-            del name
-            sides[is_key] = source, value.type.axes[over].name  # type: ignore[union-attr]
-        if len(sides) != 2 or len(node.op.over) != 1:  # type: ignore[attr-defined]
+            over = [a.name for a in kind.axes].index(node.op.over[0])
+            sides[is_key] = source, value.type.axes[over].name
+        if len(sides) != 2 or len(node.op.over) != 1:
             raise NotTiled("a product is not of a query with a key")
         (query, wide), (key, width_name) = sides[False], sides[True]
-        kind = query.type
-        assert isinstance(kind, TensorType)
-        width = next(a.size.number for a in kind.axes if a.name == wide)
+        width = next(a.size.number for a in query.type.axes if a.name == wide)
         if width is None:
             raise NotTiled(f"the length of `{wide}` is not fixed")
-        rows, shape = self._query_rows(query, wide, width)
-        keys = self._key_rows(key, width_name, width)
-        value = node.outputs[0]
+        self.width = max(self.width, width)
+        value, grid = node.outputs[0], self.grid
         self._lay(value)
-        if rows is None:
-            text = f"tl.sum({shape}[None, :].to(tl.float32) * {keys}.to(tl.float32), axis=1)"
-            text = f"tl.reshape({text}, {self._shape(set())})"
+        rows, dims, lone = self._query_rows(query, wide, width)
+        keys = self._key_rows(key, width_name, width)
+        found = grid.name(value.name or "product")
+        count = prod(int(grid.shape[d]) for d in dims)
+        shape = "(BLOCK_K,)" if lone else f"(BLOCK_Q * {count}, BLOCK_K)"
+        grid.line(f"{found} = tl.zeros({shape}, tl.float32)")
+        grid.line(f"for start in range(0, {width}, CHUNK):")
+        grid.line("    width = start + tl.arange(0, CHUNK)[None, :]")
+        grid.line(f"    own = {rows}")
+        grid.line(f"    other = {keys}")
+        if lone:
+            grid.line(f"    {found} += tl.sum(own.to(tl.float32) * other.to(tl.float32), axis=1)")
         else:
-            text = f"tl.dot({rows}, tl.trans({keys}.to({rows}.dtype)), input_precision=PRECISION)"
-            text = f"tl.reshape({text}, {shape})"
-        self.writer.text[id(value)] = self.grid.bind(text, value.name or "product")
+            grid.line("    other = tl.trans(other.to(own.dtype))")
+            grid.line(f"    {found} = tl.dot(own, other, {found}, input_precision=PRECISION)")
+        text = f"tl.reshape({found}, {self._shape(set(dims))})"
+        self.writer.text[id(value)] = grid.bind(text, value.name or "product")
 
     def _shape(self, dims: set[int]) -> str:
         sizes = [s if i in dims or i in (0, self.grid.rank - 1) else "1"
                  for i, s in enumerate(self.grid.shape)]  # fmt: skip
         return f"({', '.join(sizes)})"
 
-    def _query_rows(self, value: Value, wide: str, width: int) -> tuple[str | None, str]:
-        """Load the vectors of queries, one row for each entry of the axes that are summed."""
+    def _query_rows(self, value: Value, wide: str, width: int) -> tuple[str, list[int], bool]:
+        """Return the load of vectors of queries, a row for each entry of the axes it has.
+
+        Returns:
+            the text, the dimensions of these axes, and whether there is but one row.
+        """
         kind, given = self._given(value)
-        grid = self.grid
-        dims = {self._place(a) for a in kind.axes if a.name != wide} - {None, 0}
-        own = sorted(d for d in dims if d is not None)
+        grid, name = self.grid, given.name
+        dims = {self._place(a) for a in kind.axes if a.name != wide}
+        own = sorted(d for d in dims if d)
         count = prod(int(grid.shape[d]) for d in own)
-        name = given.name
         lone = self.candidates is not None and count < ROWS
         if lone and count > 1:
             raise NotTiled("a product has fewer heads than others")
-        if not lone and self.candidates is None:
+        if self.candidates is None:
             self.least = max(self.least, ROWS // count)
         grid.line(f"{name}_row = tl.arange(0, BLOCK_Q * {count})[:, None]")
         grid.line(f"{name}_query = (first_query + {name}_row // {count}).to(tl.int64)")
-        wide_at = grid.bind(f"tl.arange(0, {_block(width)})[None, :]", f"{name}_width")
-        terms, masks = [], [f"({name}_query < end)", f"({wide_at} < {width})"]
+        terms, masks = [f"{name}_at"], [f"({name}_query < end)", f"(width < {width})"]
         for axis, step in zip(kind.axes, given.strides, strict=True):
-            dim = 0 if axis.name == wide else self._place(axis)
-            at = f"at_{axis.name}"
             if axis.name == wide:
-                at = wide_at
-            elif dim == 0:
-                at = f"{name}_query"
-            elif dim is not None:
+                last = f"width * {step}"
+                continue
+            dim = self._place(axis)
+            at = f"{name}_query" if dim == 0 else f"at_{axis.name}"
+            if dim:
                 stride = prod(int(grid.shape[d]) for d in own if d > dim)
                 at = grid.bind(f"{name}_row // {stride} % {grid.shape[dim]}", f"{name}_at_{dim}")
                 masks += [f"({at} < {grid.sizes[dim]})"] if grid.there(dim) else []
             terms.append(f"{at} * {step}")
-        mask = " & ".join(masks)
-        text = f"tl.load({name}_at + {' + '.join(terms)}, mask={mask}, other=0.0)"
-        rows = grid.bind(text, f"{name}_rows")
-        if lone:
-            return None, grid.bind(f"tl.reshape({rows}, ({_block(width)},))", f"{name}_vector")
-        return rows, self._shape(set(own))
+        grid.line(f"{name}_base = {' + '.join(terms)}")
+        text = f"tl.load({name}_base + {last}, mask={' & '.join(masks)}, other=0.0)"
+        return text, own, lone
 
     def _key_rows(self, value: Value, wide: str, width: int) -> str:
-        """Load the vectors of keys."""
+        """Return the load of vectors of keys."""
         kind, given = self._given(value)
-        terms = []
-        wide_at = self.grid.bind(f"tl.arange(0, {_block(width)})[None, :]", f"{given.name}_width")
+        terms = [f"{given.name}_at"]
         for axis, step in zip(kind.axes, given.strides, strict=True):
             if axis.name == wide:
-                terms.append(f"{wide_at} * {step}")
+                last = f"width * {step}"
             elif axis.name == self.axes.key:
                 terms.append(f"key_row[:, None] * {step}")
             elif self._place(axis) is None:
                 terms.append(f"at_{axis.name} * {step}")
             else:
                 raise NotTiled(f"keys have an axis `{axis.name}` over which scores are summed")
-        mask = f"key_there[:, None] & ({wide_at} < {width})"
-        text = f"tl.load({given.name}_at + {' + '.join(terms)}, mask={mask}, other=0.0)"
-        return self.grid.bind(text, f"{given.name}_rows")
+        mask = f"key_there[:, None] & (width < {width})"
+        self.grid.line(f"{given.name}_rows = {' + '.join(terms)}")
+        return f"tl.load({given.name}_rows + {last}, mask={mask}, other=0.0)"
 
     # ----------------------------------------------------------------- the launcher
 
@@ -480,6 +491,7 @@ class _Region:
             "chosen": self.op.k.size.number,
             "rows": prod(int(s) for s in self.grid.shape[1:-1]),
             "least": self.least,
+            "width": _block(self.width),
             "shape": self._shape(set()),
             "query_at": ", ".join([":", *["None"] * (self.grid.rank - 1)]),
             "key_at": ", ".join([*["None"] * (self.grid.rank - 1), ":"]),
@@ -498,17 +510,17 @@ class _Region:
                     return number, names.index(axis) + 1
             raise NotTiled(f"nothing is given along `{axis}`")
 
-        floats = [i for i, v in enumerate(tensors)
-                  if isinstance(v.type, TensorType) and v.type.is_float]  # fmt: skip
+        kinds = [v.type for v in tensors]
+        floats = [i for i, t in enumerate(kinds) if _is_stream(t)]
         if not floats:
-            raise NotTiled("it reads no numbers")
+            raise NotTiled("it reads no numbers of tokens")
         made = [a.name for a in self.axes.units] + [self.axes.query, self.new]
         kind = self.module.results[0].type
         assert isinstance(kind, TensorType)
         found: dict[str, object] = {
             "queries": at(self.axes.query),
             "keys": at(self.axes.key) if self.candidates is None else (0, 0),
-            "batched": [i for i, v in enumerate(tensors) if v.type.batched],  # type: ignore[union-attr]
+            "batched": floats[0],
             "dtype": f"x_{floats[0]}.dtype" if kind.dtype == "float" else "torch.float32",
             "floats": floats,
             "order": [0, *(1 + made.index(name) for name in self.result)],
@@ -516,10 +528,12 @@ class _Region:
         }
         if self.candidates is not None:
             among = self.candidates.inputs[0]
-            names = [a.name for a in among.type.axes]  # type: ignore[union-attr]
+            names = [a.name for a in among.type.axes]
             number = tensors.index(among) if among in tensors else -1
-            if number < 0 or names[-2] != self.axes.query or any(
-                n not in [a.name for a in self.axes.units] for n in names[:-2]
+            if (
+                number < 0
+                or names[-2] != self.axes.query
+                or any(n not in [a.name for a in self.axes.units] for n in names[:-2])
             ):
                 raise NotTiled("candidates are made elsewhere")
             block = self.candidates.op.block  # type: ignore[attr-defined]
@@ -530,7 +544,8 @@ class _Region:
 _TAKEN = (
     "program", "tile", "unit", "batch", "first_query", "query", "end", "key", "key_row",
     "key_there", "there", "seen", "columns", "column", "order", "score", "bits", "row", "numbers",
-    "begin", "count", "keys", "tl", "triton", "real_query", "BLOCK_Q", "BLOCK_K", "PRECISION",
+    "begin", "count", "keys", "tl", "triton", "real_query", "BLOCK_Q", "BLOCK_K", "CHUNK",
+    "PRECISION", "start", "width", "own", "other",
 )  # fmt: skip
 
 
@@ -543,12 +558,12 @@ def _new_axis(result: TensorType, scores: object, query: str) -> str:
     return found[0]
 
 
+def _is_stream(kind: object) -> bool:
+    return isinstance(kind, TensorType) and kind.is_float and kind.batched
+
+
 def _block(width: int) -> int:
     return max(16, padded(width))
-
-
-def _is(node: Node, kind: type) -> bool:
-    return isinstance(node, OpNode) and isinstance(node.op, kind)
 
 
 def _gathered(scores: Module) -> int:

@@ -48,7 +48,9 @@ class _Scores:
         self.module.doc = f"The scores in `{module.name}` of what was chosen"
         index = module.results[1].type
         assert isinstance(index, TensorType)
-        axes = tuple(a.renamed(self.key) if a.name == _last(module, choice) else a for a in index.axes)
+        axes = tuple(
+            a.renamed(self.key) if a.name == _last(module, choice) else a for a in index.axes
+        )
         self.columns = Value(TensorType(axes, "i64"), choice.span, "columns", owner=self.module)
         self.read: set[int] = set()
         self._made: dict[int, Value] = {}
@@ -69,7 +71,7 @@ class _Scores:
             return self.columns
         if value in self.outer.inputs:
             self.read.add(id(value))
-            names = [a.name for a in value.type.axes]  # type: ignore[union-attr]
+            names = [a.name for a in value.type.axes]
             if self.key not in names or value.python != "Tensor":
                 return value
             return self._gather(value)
@@ -110,7 +112,7 @@ def _last(module: Module, choice: OpNode) -> str:
     """Return the name of the axis of what is chosen."""
     x = dict(zip(choice.operands, choice.inputs, strict=True))["x"].type
     have = {axis.name for axis in getattr(x, "axes", ())}
-    found = [a.name for a in module.results[1].type.axes if a.name not in have]  # type: ignore[union-attr]
+    found = [a.name for a in module.results[1].type.axes if a.name not in have]
     if len(found) != 1:
         raise NotTiled("who chooses is not an axis of the scores")
     return found[0]

@@ -19,7 +19,7 @@ from tokdsl.lower.statistics import alone
 from tokdsl.lower.training import training_alone
 from tokdsl.ops.ambient import Reading
 from tokdsl.ops.axes import Rowwise
-from tokdsl.ops.tile import Grid, NotTiled, padded
+from tokdsl.ops.tile import Grid, NotTiled
 from tokdsl.types.tensors import Axis, TensorType
 
 #: operations below which a region is not worth a kernel
@@ -200,14 +200,12 @@ def write(inputs: list[Value], nodes: list[OpNode], outputs: tuple[Value, ...]) 
     Raises:
         NotTiled: if an operation has no form, or a row is too large for a block.
     """
-    grid = Grid(["BLOCK"], [0], ["there"])
+    grid = Grid(["BLOCK"], [0], ["there"], batch=0)
     for name in RESERVED:
         grid.name(name)
     writer = Writer(grid, _place_of)
     writer.lay(inputs, nodes)
-    volume = 1
-    for size in grid.sizes[1:]:
-        volume *= padded(size)
+    volume = writer.volume(nodes)
     if volume > LARGEST:
         raise NotTiled(f"a row of {volume} entries is too large for a block")
     for value in inputs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tokdsl.graph.program import OpNode, Value
 from tokdsl.lower.kernels.write import PADDING, Writer, is_over_rows, is_row, operands
 from tokdsl.lower.plan import KernelPlan
-from tokdsl.ops.tile import Grid, NotTiled, padded
+from tokdsl.ops.tile import Grid, NotTiled
 from tokdsl.types.tensors import Axis, TensorType
 
 #: names that the statements around a region use
@@ -96,9 +96,6 @@ def rows_kernel(
         access = backward.access(value, gradient=True, out=True)
         outgoing.append(access)
         backward.store(access, found[id(value)])
-    volume = 1
-    for size in forward.grid.sizes[1:]:
-        volume *= padded(size)
     pieces: dict[str, object] = {
         "inputs": reads,
         "for_types": [f"like_{i}" for i in range(len(for_types))],
@@ -109,7 +106,7 @@ def rows_kernel(
         "outgoing": outgoing,
         "smooth": [outputs.index(v) for v in smooth],
         "wanted": [inputs.index(v) for v in wanted],
-        "volume": volume,
+        "volume": forward.writer.volume(nodes),
         "rank": forward.grid.rank,
         "leading": next(i for i, a in enumerate(reads) if a.has_rows),
         "has_gradient": bool(smooth and wanted),
@@ -122,7 +119,7 @@ class _Side:
     """The statements of one direction."""
 
     def __init__(self, inputs: list[Value], nodes: list[OpNode]) -> None:
-        self.grid = Grid(["BLOCK"], [0], ["there"])
+        self.grid = Grid(["BLOCK"], [0], ["there"], batch=0)
         for name in RESERVED:
             self.grid.name(name)
         self.writer = Writer(self.grid, _place)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from tokdsl.graph.program import OpNode, Value
-from tokdsl.ops.tile import Grid, NotTiled, Place, Tile, is_literal, sum_of
+from tokdsl.ops.tile import Grid, NotTiled, Place, Tile, is_literal, padded, sum_of
 from tokdsl.types.tensors import Axis, TensorType, ValueType
 
 #: the companion that says which tokens are not padding
@@ -56,13 +57,38 @@ class Writer:
         found: list[int | None] = []
         for axis in axes:
             if axis.name in names:
-                found.append(names[axis.name])
+                found.append(self._same(names[axis.name], axis))
                 continue
             try:
                 found.append(self.place(axis))
             except KeyError:
                 found.append(self._small(axis, found))
         return tuple(found)
+
+    def _same(self, dim: int | None, axis: Axis) -> int | None:
+        if dim is not None and self.grid.sizes[dim] not in (0, axis.size.number):
+            raise NotTiled(f"the length of `{axis.name}` changes")
+        return dim
+
+    def volume(self, nodes: Iterable[OpNode]) -> int:
+        """Return how many entries a row has in the largest block."""
+        largest = 1
+        for node in nodes:
+            read = [v for v in node.inputs if id(v) in self.dims]
+            groups = [[v] for v in (*read, *node.outputs)]
+            if not node.op.moves or not self._is_even(node):
+                groups = [[*read, *node.outputs]]
+            for group in groups:
+                dims = {d for v in group for d in self.dims[id(v)] if d}
+                largest = max(largest, prod(padded(self.grid.sizes[d]) for d in dims))
+        return largest
+
+    def _is_even(self, node: OpNode) -> bool:
+        """Whether entries are moved without padding between them."""
+        both = (node.inputs[0], node.outputs[0])
+        before, after = ({d for d in self.dims[id(v)] if d} for v in both)
+        sizes = [[self.grid.sizes[d] for d in dims] for dims in (before - after, after - before)]
+        return sizes[0] == sizes[1] or all(padded(n) == n for part in sizes for n in part)
 
     def _small(self, axis: Axis, used: Sequence[int | None]) -> int:
         size = axis.size.number
@@ -124,8 +150,9 @@ class Writer:
             d for d in have if d is not None
         ):
             raise NotTiled("axes stand in another order")
-        sizes = [s if i in wanted else "1" for i, s in enumerate(self.grid.shape)]
-        full = [s if i in have else "1" for i, s in enumerate(self.grid.shape)]
+        lead = self._spans(value) - set(have)
+        sizes = [s if i in {*wanted, *lead} else "1" for i, s in enumerate(self.grid.shape)]
+        full = [s if i in {*have, *lead} else "1" for i, s in enumerate(self.grid.shape)]
         source = f"tl.broadcast_to({text}, ({', '.join(full)}))"
         return self.grid.bind(f"tl.reshape({source}, ({', '.join(sizes)}))", "moved")
 
@@ -172,17 +199,25 @@ class Writer:
         done[id(value)] = self.grid.bind(sum_of(parts[id(value)]), name)
         return done[id(value)]
 
+    def _spans(self, value: Value) -> set[int | None]:
+        """Return the dimensions along which a value varies."""
+        if id(value) not in self.dims:
+            return set()
+        batched = isinstance(value.type, TensorType) and value.type.batched
+        return {*self.dims[id(value)], *({self.grid.batch} if batched else ())}
+
     def _narrowed(self, text: str, node: OpNode, value: Value, kind: TensorType, tile: Tile) -> str:
         """Sum a gradient over the dimensions that the operand has not."""
-        have = set(self.dims[id(value)])
+        have = self._spans(value)
         wide: set[int | None] = set()
-        for output in node.outputs:
-            wide |= set(self.dims[id(output)])
+        for output in node.outputs if not node.op.moves else ():
+            wide |= self._spans(output)
         for other in node.inputs:
-            wide |= set(self.dims.get(id(other), ()))
+            wide |= self._spans(other)
         gone = sorted(d for d in wide if d is not None and d not in have)
-        wanted = tuple(tile.dims[axis.name] for axis in kind.axes)
-        if set(wanted) != have:  # the operand was moved: so is its gradient
+        lead = have - set(self.dims[id(value)])
+        wanted = {*(tile.dims[axis.name] for axis in kind.axes), *lead}
+        if wanted != have:  # the operand was moved: so is its gradient
             sizes = [s if i in have else "1" for i, s in enumerate(self.grid.shape)]
             full = [s if i in wanted else "1" for i, s in enumerate(self.grid.shape)]
             text = f"tl.reshape(tl.broadcast_to({text}, ({', '.join(full)})), ({', '.join(sizes)}))"
