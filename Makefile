@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check golden docs wheel-test bench bench-training clean
+.PHONY: help demo test test-all check golden docs kernels wheel-test bench bench-training bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ golden: $(READY) ## rewrite the golden files from what the compiler says now
 docs: $(READY) ## write the reference pages from the code
 	$(BIN)/python docs/generate.py
 
+kernels: $(READY) ## compile every kernel for every target; write the table of what they occupy
+	$(BIN)/python -m tests.kernels.resources
+
 wheel-test: $(READY) ## build sdist and wheel, install the wheel alone, use it from another folder
 	PYTHON=$(BIN)/python .ci/wheel-test
 
@@ -50,9 +53,13 @@ bench: $(READY) ## time checking, peers, what runs along tokens, and generation,
 	$(BIN)/python -m benchmarks.scans
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.selection
+	$(BIN)/python -m benchmarks.experts
 
 bench-training: $(READY) ## train hierarchical byte models beside a flat one; about 20 minutes on two free cores
 	$(BIN)/python -m benchmarks.hierarchy
+
+bench-gpu: $(READY) ## time every kernel on this GPU beside the roofline and its peers
+	$(BIN)/python -m benchmarks.kernels
 
 clean: ## remove the environment, caches and outputs
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

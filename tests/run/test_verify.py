@@ -154,9 +154,7 @@ def test_padding_that_is_read_is_found(load: Load) -> None:
 
 
 def test_documents_that_see_each_other_are_found(load: Load) -> None:
-    open_minded = load(
-        ("functional.py", ", None] != theirs[", ", None] < theirs[")
-    )
+    open_minded = load(("functional.py", ", None] != theirs[", ", None] < theirs["))
     results = isolation.check_isolation(open_minded)
     assert [r.failed for r in results] == [True] * 4
 

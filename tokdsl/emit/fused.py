@@ -87,7 +87,10 @@ def _body(item: FunctionPlan) -> list[str]:
         targets = ", ".join(statement.targets)
         text = f"{targets} = {statement.text}" if targets else statement.text
         lines += _dedented(classes.commented(text, statement))
-    return [*lines, *wrap(f"return {item.result}", INDENT)]
+    result = f"return {item.result}"
+    if INDENT + len(result) > WIDTH and item.returns.startswith("tuple"):
+        result = f"return ({item.result})"
+    return [*lines, *wrap(result, INDENT)]
 
 
 def _dedented(lines: list[str]) -> list[str]:

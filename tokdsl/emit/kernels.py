@@ -52,7 +52,7 @@ def kernels(generic: list[str], instances: list[KernelPlan]) -> str:
         _filled(instance.template, {"name": instance.name, **instance.pieces})
         for instance in instances
     ]
-    return "\n".join(_folded(functions.merge(parts).split("\n"))) + "\n"
+    return "\n".join(_folded(functions.merge(parts).rstrip().split("\n"))) + "\n"
 
 
 def _folded(lines: list[str]) -> Iterator[str]:
