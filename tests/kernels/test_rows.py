@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.fixtures.kernels import DEVICE, check_guards, guarded, scratch_of_nan
+from tests.fixtures.kernels import (
+    DEVICE,
+    check_guards,
+    guarded,
+    load_kernels,
+    scratch_of_nan,
+)
+from tests.kernels.launches.rows import planned
 from tests.kernels.user_routers import ROUNDED, ROUTERS, spec
 from tokdsl.driver import build
 from tokdsl.training.package import import_package
@@ -100,3 +107,19 @@ def test_a_router_of_a_user_is_one_kernel(name: str, experts: int, tmp_path: Pat
         made.compare(tied(37, experts), 1e-5)
     made.model.half()
     made.compare(torch.randn(1, 13, experts).half(), 2e-3)
+
+
+@pytest.mark.parametrize("name", ["a bias in the choice alone", "two softmaxes multiplied"])
+def test_operations_are_registered_as_torch_demands(name: str) -> None:
+    (plan,) = planned(name, 3)
+    pieces: dict[str, Any] = dict(plan.pieces)
+    given = []
+    for item in pieces["inputs"]:
+        x = torch.randn(*((4,) if item.has_rows else ()), *item.sizes)
+        given.append(x.requires_grad_() if item.dtype == "float" else x.long())
+    given += [torch.zeros(1) for _ in pieces["for_types"]]
+    kernels = load_kernels("rows", name=plan.name, **pieces)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not pieces["outputs"][0].torch_dtype.endswith("int64"):  # it adds up results in place
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(kernels, plan.name), tuple(given), test_utils=checks)
