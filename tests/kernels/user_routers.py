@@ -66,7 +66,7 @@ ROUTERS: dict[str, tuple[str, int, tuple[int, ...]]] = {
   route(pick, w)
 """,
         1,
-        (1, 8),
+        (2, 8),
     ),
     "ranks by sorting": (
         """
