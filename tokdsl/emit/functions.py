@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from tokdsl.ops.precedence import syntax_tree
 from tokdsl.resources import resource
 
 _NEEDS = re.compile(r"^# needs: (.+)$", re.MULTILINE)
@@ -48,7 +49,8 @@ def parse(name: str, text: str) -> Function:
     needs = tuple(
         part.strip() for line in _NEEDS.findall(text) for part in line.split(",") if part.strip()
     )
-    module = ast.parse(text)
+    module = syntax_tree(text)
+    assert isinstance(module, ast.Module)
     plain: set[str] = set()
     members: set[tuple[str, str]] = set()
     lines = text.split("\n")

@@ -372,7 +372,8 @@ def _functional(plan: Plan, source_name: str) -> str:
 
 def _kernels(plan: Plan, generic: list[str], source_name: str) -> str:
     head = '"""Kernels of this package; each computes what a function of torch defines.\n\n'
-    head += f'{_header(plan, source_name)}\n"""\n\n# mypy: ignore-errors\n# ruff: noqa\n# (a kernel is compiled: what it does not need costs nothing)\n# fmt: off\n\n'
+    head += f'{_header(plan, source_name)}\n"""\n\n# mypy: ignore-errors\n# ruff: noqa\n'
+    head += "# (a kernel is compiled: what it does not need costs nothing)\n# fmt: off\n\n"
     return head + kernel_text.kernels(generic, plan.kernels)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import string
 from functools import lru_cache
+from threading import Lock
 
 #: how tightly the outermost operation of an expression binds
 ANY, OR, AND, NOT, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, ADD, MULTIPLY, UNARY, POWER, ATOM = (
@@ -32,9 +33,25 @@ _BINARY: dict[type[ast.operator], int] = {
 }
 
 
+#: Python 3.11 counts the depth of a tree that it builds once for all threads
+_ONE_AT_A_TIME = Lock()
+
+
+def syntax_tree(text: str, mode: str = "exec") -> ast.AST:
+    """Return Python's own tree of a text; threads may call this at the same time.
+
+    Raises:
+        SyntaxError: if it is not Python.
+    """
+    with _ONE_AT_A_TIME:
+        return ast.parse(text, mode=mode)
+
+
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> ast.expr:
-    return ast.parse(text, mode="eval").body
+    tree = syntax_tree(text, "eval")
+    assert isinstance(tree, ast.Expression)
+    return tree.body
 
 
 def level(text: str) -> int:

@@ -1143,9 +1143,9 @@ def _grouped_outer(
 
 
 def _grouped_settings(kernel: str, x: Tensor, few: bool = False) -> dict[str, int]:
-    """Return a configuration; blocks along sums are half as long for numbers of 32 bits."""
+    """Return a configuration; most blocks are half as long for numbers of 32 bits."""
     settings = config(f"{kernel}_few" if few else kernel)
-    for name in ("BLOCK_K", "BLOCK_R"):
+    for name in ("BLOCK_K", "BLOCK_N", "BLOCK_R"):
         if name in settings and x.element_size() == 4:
             settings[name] = max(16, settings[name] // 2)
     return settings
