@@ -330,7 +330,10 @@ def _place(module: Module, replaced: list[tuple[_Group, RegionNode]]) -> None:
     if len(order) == len(items):
         module.nodes = order
         return
-    _place(module, replaced[:-1])  # two regions that wait for each other
+    report = replaced[-1][1].report
+    if report is not None:
+        report.name, report.reason = "", "it and another region wait for each other"
+    _place(module, replaced[:-1])
 
 
 __all__ = ["fuse_rows", "is_free", "write"]
