@@ -8,9 +8,11 @@ choice, gigabytes of them in a whole pass, and takes part in decoding alone.
 All run in the same process, in turns; a ratio is the median of the ratios of turns, so that a busy
 machine matters little. `part` says what runs: the whole model, or its mixture alone, with the
 router, in one layer. `products_ms` is the time of the matrix products of that mixture alone, on
-rows that lie ready: what is above it is routing, copies, activations and the sum. A decode step
-reads every matrix that it multiplies with: where the floor takes more than half of the peer's time,
-nothing can take less.
+rows that lie ready, in training with those of the gradients: what is above it is routing, copies,
+activations and the sum. It is the floor that the sizes of the experts allow: products of few rows
+and columns take longer per FLOP than those of the dense model. A decode step reads every matrix
+that it multiplies with: where the floor takes more than half of the peer's time, nothing can take
+less.
 
 Ratios of whole models depend on the vocabulary per layer alone: 2 layers with 8000 words have those
 of 8 layers with 32000.
@@ -175,6 +177,7 @@ class Timing:
             "floor_ms": median["floor"],
             "products_ms": median.get("products", ""),
             "of_floor": round(self.ratio("floor"), 3),
+            "of_products": round(self.ratio("products"), 3) if "products" in self.times else "",
             "of_floor_minima": round(least["ours"] / least["floor"], 3),
             "of_peer": round(self.ratio(self.best), 3),
             "of_peer_minima": round(least["ours"] / least[self.best], 3),
@@ -211,45 +214,60 @@ def layer_works(models: Models, mode: str, batch: int, sizes: Sizes) -> dict[str
     x = torch.randn(batch, 1 if mode == "decode" else sizes.length, WIDTH)
     moe = models.ours.text.layers[0].moe
     theirs = models.peer.model.layers[0].mlp
-    forms: dict[str, Callable[[Tensor], Tensor]] = {
-        "ours": lambda x: moe(x, None, None),
-        "floor": models.floor.text.layers[0].swiglu,
-        "products": products(moe, x),
-    }
-    owners = {"ours": moe, "floor": forms["floor"]}
+    dense = models.floor.text.layers[0].swiglu
     works = {
-        name: partial(_run, form, x, mode, _parameters(owners.get(name)))
-        for name, form in forms.items()
+        "ours": partial(_run, lambda x: moe(x, None, None), x, mode, list(moe.parameters())),
+        "floor": partial(_run, dense, x, mode, list(dense.parameters())),
+        "products": products(moe, x, mode == "training"),
     }
     for name in _implementations(mode):
-        run = partial(_run, theirs, x, mode, _parameters(theirs))
+        run = partial(_run, theirs, x, mode, list(theirs.parameters()))
         works[name] = partial(_with_experts, models.peer, name, run)
-    if mode == "training":
-        del works["products"]  # its gradients would be those of copies
     return works
 
 
-def _parameters(owner: Any) -> list[nn.Parameter]:
-    return list(owner.parameters()) if owner is not None else []
+def products(moe: Any, x: Tensor, training: bool) -> Work:
+    """Return the matrix products of the experts that some tokens go to, on random rows.
 
-
-def products(moe: Any, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the products of the experts that some tokens go to, on random rows."""
+    In training also those of the gradients: of the rows and of all matrices. Everything lies ready
+    and every result has its place.
+    """
     with torch.no_grad():
         picks = moe.router(x, None, None).pick.flatten().bincount().tolist()
     expert = moe.expert
-    matrices = [(m.weight.detach().unbind(0)) for m in (expert.gate, expert.up, expert.down)]
+    *first, last = [m.weight.detach() for m in (expert.gate, expert.up, expert.down)]
     hit = [(e, count) for e, count in enumerate(picks) if count]
-    rows = [torch.randn(count, m[0].shape[1]) for m in matrices for _, count in hit]
+    width, hidden = first[0].shape[2], first[0].shape[1]
+    rows = [torch.randn(count, width) for _, count in hit]
+    between = [[torch.randn(count, hidden) for _ in first] for _, count in hit]
+    out = [torch.empty(count, width) for _, count in hit]
+    grads = [torch.empty_like(m) for m in (*first, last)] if training else []
 
-    def run(x: Tensor) -> Tensor:
-        left = iter(rows)
-        for matrix in matrices:
-            for expert, count in hit:
-                row = next(left)
-                # a few rows read a matrix faster when it stands on the left
-                torch.mm(matrix[expert], row.t()) if count < 8 else row @ matrix[expert].t()
-        return x
+    def forward(e: int, row: Tensor, inner: list[Tensor], y: Tensor) -> None:
+        # a few rows read a matrix faster when it stands on the left
+        if len(row) < 8:
+            for matrix in first:
+                torch.mm(matrix[e], row.t())
+            torch.mm(last[e], inner[0].t())
+            return
+        for matrix, h in zip(first, inner, strict=True):
+            torch.mm(row, matrix[e].t(), out=h)
+        torch.mm(inner[0], last[e].t(), out=y)
+
+    def backward(e: int, row: Tensor, inner: list[Tensor], y: Tensor) -> None:
+        torch.mm(y, last[e], out=inner[0])
+        torch.mm(y.t(), inner[0], out=grads[-1][e])
+        for grad, h in zip(grads, inner, strict=False):
+            torch.mm(h.t(), row, out=grad[e])
+        torch.mm(inner[0], first[0][e], out=y)
+        for matrix, h in zip(first[1:], inner[1:], strict=True):
+            y.addmm_(h, matrix[e])
+
+    @torch.no_grad()
+    def run() -> None:
+        for step in (forward, backward) if training else (forward,):
+            for (e, _), row, inner, y in zip(hit, rows, between, out, strict=True):
+                step(e, row, inner, y)
 
     return run
 

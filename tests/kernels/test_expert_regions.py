@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokdsl.training.package import import_package
 MODEL = """
 use std.ffn { swiglu, mlp }
 use std.routers { softmax_topk, switch }
-use std.experts { mixed_moe, zero }
+use std.experts { constant, mixed_moe, zero }
 
 block normed(x: [*, d]; hidden: int) -> [*, d] {
   up   = linear(x; hidden)
@@ -38,6 +39,8 @@ block straight(x: [*, d]; hidden: int) -> [*, d] {
   up   = linear(x; hidden)
   down = linear(up; d)
 }
+
+block bent(x: [*, d]) -> [*, d] { 2.0 * tanh(x) }
 
 block capped(x: [*, d]; hidden: int) -> [*, d] {
   gate = linear(x; hidden, bias = true)
@@ -62,14 +65,13 @@ def source(expert: str, router: str = "softmax_topk(top = 2)") -> str:
     return MODEL % f"moe(experts = 4, expert = {expert}, router = {router})"
 
 
-def planned(text: str) -> tuple[Plan, RegionReport]:
+def planned(text: str) -> tuple[Plan, list[RegionReport]]:
     """Return the plan of a model, and what it says of its experts."""
     checked = check_source(SourceFile("spec.tok", text), None)
     assert not checked.report.has_errors, [d.message() for d in checked.report]
     program = checked.programs[0]
     plan = lower(program, checked.facts[program.name])
-    (report,) = [region for region in plan.regions if region.kernel == "experts"]
-    return plan, report
+    return plan, [region for region in plan.regions if region.kernel == "experts"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def planned(text: str) -> tuple[Plan, RegionReport]:
 )
 def test_maps_with_an_elementwise_part_are_one_kernel(expert: str) -> None:
     text = source(expert).replace("swiglu, mlp", "swiglu, mlp, relu2")
-    plan, report = planned(text)
+    plan, (report,) = planned(text)
     assert report.fused, str(report)
     (kernel,) = [k for k in plan.kernels if k.template == "experts"]
     assert kernel.name == report.name
@@ -90,11 +92,10 @@ def test_maps_with_an_elementwise_part_are_one_kernel(expert: str) -> None:
         ("normed(hidden = 8)", "an expert calls `rmsnorm`"),
         ("scaled(hidden = 8)", "`per_row` has an entry per expert"),
         ("straight(hidden = 8)", "there is nothing between linear maps of an expert"),
-        ("[2 of swiglu(hidden = 8), zero()]", "there are experts of several kinds"),
     ],
 )
 def test_others_say_why_not(expert: str, reason: str) -> None:
-    plan, report = planned(source(expert))
+    plan, (report,) = planned(source(expert))
     assert not report.fused and not [k for k in plan.kernels if k.template == "experts"]
     assert reason in str(report)
 
@@ -105,6 +106,60 @@ def test_equal_experts_of_two_mixtures_share_a_kernel() -> None:
     program = checked.programs[0]
     plan = lower(program, checked.facts[program.name])
     assert len([k for k in plan.kernels if k.template == "experts"]) == 1
+
+
+KINDS = "[2 of swiglu(hidden = 8), zero(), 3 of mlp(hidden = 6), identity(), constant(), bent()]"
+
+
+def test_each_kind_says_what_it_became() -> None:
+    plan, reports = planned(source(KINDS))
+    assert [(r.part, r.fused) for r in reports] == [
+        ("experts 0 to 1 (`swiglu`)", True),
+        ("expert 2", False),
+        ("experts 3 to 5 (`mlp`)", True),
+        ("expert 6", False),
+        ("expert 7 (`constant`)", False),
+        ("expert 8", False),
+    ]
+    kernels = {k.name for k in plan.kernels if k.template == "experts"}
+    assert kernels == {r.name for r in reports if r.fused} and len(kernels) == 2
+    texts = [str(report) for report in reports]
+    assert texts[0].startswith("fused: mixed_moe, experts 0 to 1 (`swiglu`): dispatch, linear, ")
+    assert "experts of this kind give nothing, at experts.tok:" in texts[1]
+    assert "experts of this kind give a multiple of the token" in texts[3]
+    assert "an expert does not end with a linear map, at experts.tok:" in texts[4]
+    assert "experts of this kind have no linear maps, at spec.tok:" in texts[5]
+
+
+def test_kinds_that_are_no_networks_keep_one_dispatch() -> None:
+    plan, reports = planned(source("[2 of normed(hidden = 8), bent()]"))
+    assert not [k for k in plan.kernels if k.template == "experts"]
+    assert [report.reason for report in reports] == [
+        "an expert calls `rmsnorm`",
+        "experts of this kind have no linear maps",
+    ]
+    (mixture,) = [c for c in plan.classes if c.definition == "mixed_moe"]
+    assert "split_rows" in "".join(getattr(s, "text", "") for s in mixture.body)
+
+
+def test_rows_that_something_else_reads_stay_together() -> None:
+    body = """router = softmax_topk(x; experts = 3, top = 2)
+    y = each([2 of swiglu(hidden = 8), zero()], dispatch(x, router))
+    aux size = mean(square(y); over = *)
+    combine(y, router)"""
+    _, (report,) = planned((MODEL % body).replace("mean(out)", "mean(out) + mean(aux.size)"))
+    assert "the rows of several kinds go to more than `combine`" in report.reason
+
+
+def test_the_manifest_says_the_same(tmp_path: Path) -> None:
+    (tmp_path / "m.tok").write_text(source(KINDS), "utf-8")
+    built = build(tmp_path / "m.tok", tmp_path / "out", {})
+    assert built.directory is not None
+    manifest = json.loads((built.directory / "manifest.json").read_text("utf-8"))
+    said = [entry for entry in manifest["kernels"] if entry["kernel"] == "experts"]
+    assert [(entry["part"], entry["fused"]) for entry in said] == [
+        (report.part, report.fused) for report in planned(source(KINDS))[1]
+    ]
 
 
 def _run(model: Any, x: Tensor) -> list[Tensor]:
@@ -122,7 +177,8 @@ def _run(model: Any, x: Tensor) -> list[Tensor]:
     [
         ("capped(hidden = 8)", "softmax_topk(top = 2)"),
         ("swiglu(hidden = 8)", "switch(capacity = 2)"),
-        ("[2 of swiglu(hidden = 8), zero(), mlp(hidden = 6)]", "softmax_topk(top = 2)"),
+        (KINDS, "softmax_topk(top = 2)"),
+        (KINDS, "switch(capacity = 1)"),
         ("normed(hidden = 8)", "softmax_topk(top = 2)"),
     ],
 )

@@ -22,7 +22,10 @@ WIDTH, HIDDEN, RESULT = 8, 12, 4
 def scope() -> dict[str, Any]:
     """Functions of ``codegen/ops``, as a package has them, with small blocks."""
     names: dict[str, Any] = {"__name__": "functional", "__package__": ""}
-    exec(compile(merge(collect({"mix_networks"})), "functional.py", "exec"), names)
+    exec(
+        compile(merge(collect({"mix_networks", "mix_some_networks"})), "functional.py", "exec"),
+        names,
+    )
     names["BLOCK_ROWS"] = 8
     return names
 
@@ -45,6 +48,7 @@ class Case:
         self.pick = torch.rand(*shape, experts).topk(top).indices
         self.weight = torch.rand(*shape, top, dtype=torch.float64, requires_grad=True)
         self.mix: Callable[..., Tensor] = scope["mix_networks"]
+        self.some: Callable[..., Tensor] = scope["mix_some_networks"]
 
     @property
     def layers(self) -> tuple[Any, ...]:
@@ -102,6 +106,34 @@ def test_inference_gives_the_same(
         for layer in case.layers:
             layer.float()
         torch.testing.assert_close(case.mixed(), case.alone(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("few", [0, 64])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("start", [-4, 0, 3, 11])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (2, 40)])
+def test_a_choice_of_other_experts_gives_nothing(
+    scope: dict[str, Any], shape: tuple[int, ...], start: int, grad: bool, few: int
+) -> None:
+    scope["FEW_ROWS"] = few
+    case = Case(scope, shape, 4, 2, bias=True)
+    others = torch.rand(*shape, 10, dtype=torch.float64).topk(5).indices - 1  # -1 is none
+    case.weight = torch.rand(*shape, 5, dtype=torch.float64, requires_grad=True)
+    inside = (others >= start) & (others < start + 4)
+    case.pick = torch.where(inside, others - start, 0)
+    with torch.set_grad_enabled(grad):
+        arguments = case.first, gated, case.last, start
+        found = case.some(case.x, others, case.weight, *arguments)
+        given, case.weight = case.weight, case.weight * inside
+        wanted = case.alone()
+    torch.testing.assert_close(found, wanted)
+    if not grad:
+        return
+    case.weight = given
+    direction = torch.randn_like(wanted)
+    each = [torch.autograd.grad(y, case.inputs(), direction) for y in (found, wanted)]
+    for one, other in zip(*each, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_expert_with_all_tokens_goes_in_pieces(scope: dict[str, Any]) -> None:

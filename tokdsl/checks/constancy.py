@@ -52,6 +52,10 @@ class Constancy:
         """Return the level of a value; one that no decode step meets is streamed."""
         return self._values.get(id(value), Level.STREAMED)
 
+    def take(self, value: Value, other: Value) -> None:
+        """Give a new value the level of another one."""
+        self._values[id(value)] = self.level(other)
+
     def entered(self, module: Module) -> bool:
         """Whether decode steps run this module."""
         return id(module) in self._inputs

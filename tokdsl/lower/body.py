@@ -6,10 +6,10 @@ from tokdsl.graph.program import SELECTION, AuxNode, CallNode, LoopNode, Module,
 from tokdsl.lower import selection
 from tokdsl.lower.chunks import stage_clock, wanted_clocks
 from tokdsl.lower.decisions import place
-from tokdsl.lower.experts import MixNode
 from tokdsl.lower.fixed import kept_field
 from tokdsl.lower.kernels.index import index_arguments
 from tokdsl.lower.kernels.nodes import RegionNode
+from tokdsl.lower.networks import MixNode
 from tokdsl.lower.plan import Loop, Statement
 from tokdsl.lower.texts import Texts, Unsupported, shape_comment
 from tokdsl.ops.base import Code
@@ -241,7 +241,8 @@ class Body(Texts):
             middle = self.shared.fused.add(self, network.middle, False)
             last = f"self.{node.attribute}.{network.last}"
             chosen = f"{x}, {route}.pick, {route}.weight"
-            return f"{function}({chosen}, ({first.rstrip()}), {middle}, {last})"
+            start = f", start={node.start}" if node.start else ""
+            return f"{function}({chosen}, ({first.rstrip()}), {middle}, {last}{start})"
         self.shared.functions.add("mix_experts")
         experts = f"self.{node.attribute}, {node.experts}"
         return f"mix_experts({x}, {route}.pick, {route}.weight, {experts})"

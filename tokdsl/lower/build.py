@@ -118,7 +118,7 @@ def lower(program: Program, facts: Facts, digest: str = "") -> Plan:
     fused: set[int] = set()
     for _, module in stages:
         for called in _callees_first(module):
-            plan.regions += fuse_experts(called)
+            plan.regions += fuse_experts(called, shared.constancy)
             if id(called) not in fused:
                 fused.add(id(called))
                 plan.regions += fuse_index(called)

@@ -309,6 +309,128 @@ class JoinRows(Op):
         return f"torch.cat(({parts}))"
 
 
+@op("dispatch_kind")
+class DispatchKind(Op):
+    """The tokens of the experts of one kind, one row per choice, sorted by expert.
+
+    Args:
+        start: number of the first of them; choices of others get no row.
+        rows: the axis of the rows.
+
+    Shape: [*, d], route[experts, top] -> rows [rows by expert, d], i64 [its experts], i64 [rows].
+    Gradient: smooth.
+    """
+
+    internal: ClassVar[bool] = True
+    companions: ClassVar[tuple[str, ...]] = ("groups", "order")
+
+    x: Operand
+    route: Operand
+    start: int = 0
+    rows: object = None
+
+    def type(self) -> tuple[TensorType, TensorType, TensorType]:
+        """Rows; how many each expert has; and which choice each row is."""
+        x, rows = tensor(self.x, "x"), self.rows
+        assert isinstance(rows, Axis) and rows.group is not None
+        return (
+            TensorType((rows, x.axes[-1]), x.dtype, batched=False),
+            TensorType((rows.group,), "i64", batched=False),
+            TensorType((rows,), "i64", batched=False),
+        )
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Rows are tokens of their own."""
+        return {
+            name: [Flow(a.name, "rows") for a in kind.axes if a.clock is not None]
+            for name, kind in self.operand_types()
+        }
+
+    def gradient(self) -> dict[str, bool]:
+        """Rows are copies; the choice has no gradient."""
+        return {"x": True, "route": False}
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        assert isinstance(self.rows, Axis) and self.rows.group is not None
+        chosen = f"{code['route']}.pick, {code.size(self.rows.group.size)}"
+        start = f", start={self.start}" if self.start else ""
+        return f"{code.use('dispatch_some')}({code['x']}, {chosen}{start})"
+
+
+@op("combine_kind")
+class CombineKind(Combine):
+    """The weighted sum, per token, of the rows of one kind of experts; 0 without any.
+
+    Shape: rows [rows by expert, d], route[experts, top] -> [*, d].   Gradient: smooth.
+    """
+
+    internal: ClassVar[bool] = True
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        rows = f"{code['y']}, {code['route']}.weight, {code['order']}"
+        return f"{code.use('combine_some')}({rows})"
+
+
+@op("weigh_tokens")
+class WeighTokens(Op):
+    """What experts that copy a token give: a multiple of it, times its weights for them.
+
+    Args:
+        start: number of the first of them.
+        count: how many there are.
+        factor: which multiple.
+
+    Shape: [*, d], route[experts, top] -> [*, d].   Gradient: smooth.
+    """
+
+    internal: ClassVar[bool] = True
+
+    y: Operand
+    route: Operand
+    start: int = 0
+    count: int = 1
+    factor: float = 1.0
+
+    def type(self) -> TensorType:
+        """As the tokens."""
+        return tensor(self.y, "y")
+
+    def flows(self) -> dict[str, list[Flow]]:
+        """Every token keeps to itself."""
+        axes = tensor(self.y, "y").axes
+        return {name: _by_name(kind, axes) for name, kind in self.operand_types()}  # type: ignore[arg-type]
+
+    def torch(self, code: Code) -> str:
+        """Return a call of the package's function."""
+        chosen = f"{code['route']}.pick, {code['route']}.weight, {self.count}"
+        start = f", start={self.start}" if self.start else ""
+        text = f"{code.use('weigh_tokens')}({code['y']}, {chosen}{start})"
+        return text if self.factor == 1.0 else f"{self.factor!r} * {text}"
+
+
+@op("sum_kinds")
+class SumKinds(Op):
+    """The results of several kinds of experts together.
+
+    Shape: [*, d], ... -> [*, d].   Gradient: smooth.
+    """
+
+    internal: ClassVar[bool] = True
+
+    parts: tuple[Operand, ...]
+
+    def type(self) -> TensorType:
+        """As each of them."""
+        kinds = [tensor(kind, "parts") for kind in self.parts]
+        return kinds[0].with_dtype(promote(*(kind.dtype for kind in kinds)))
+
+    def torch(self, code: Code) -> str:
+        """Return the sum."""
+        return " + ".join(code[name] for name, _ in self.operand_types())
+
+
 @op("per_row")
 class PerRow(Op):
     """A parameter stacked over experts as one entry per dispatched row.
@@ -343,10 +465,14 @@ class PerRow(Op):
 __all__ = [
     "AxisRef",
     "Combine",
+    "CombineKind",
     "Dispatch",
+    "DispatchKind",
     "JoinRows",
     "PerRow",
     "Route",
     "RouteField",
     "SplitRows",
+    "SumKinds",
+    "WeighTokens",
 ]

@@ -18,6 +18,7 @@ class RegionReport:
         span: where it begins.
         name: the emitted function, or "" if it is not fused.
         reason: why it is not fused, or "".
+        part: which part of something larger it is, or "".
     """
 
     kernel: str
@@ -26,6 +27,7 @@ class RegionReport:
     span: Span
     name: str = ""
     reason: str = ""
+    part: str = ""
 
     @property
     def fused(self) -> bool:
@@ -39,9 +41,10 @@ class RegionReport:
 
     def __str__(self) -> str:
         what = ", ".join(self.operations)
+        where = f"{self.module}, {self.part}" if self.part else self.module
         if self.fused:
-            return f"fused: {self.module}: {what} -> {self.kernel} `{self.name}` ({self.at})"
-        return f"not fused: {self.module}: {what}, because {self.reason}, at {self.at}"
+            return f"fused: {where}: {what} -> {self.kernel} `{self.name}` ({self.at})"
+        return f"not fused: {where}: {what}, because {self.reason}, at {self.at}"
 
 
 def plain(report: RegionReport) -> dict[str, object]:
@@ -53,6 +56,8 @@ def plain(report: RegionReport) -> dict[str, object]:
         "at": report.at,
         "fused": report.fused,
     }
+    if report.part:
+        found["part"] = report.part
     if report.fused:
         found["function"] = report.name
     else:
