@@ -7,63 +7,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.fixtures.kernels import guarded, load_kernels, scratch_of_nan
-from tests.kernels.selections import BODIES, REFUSED, pieces, plan_of, spec
+from tests.kernels.selections import (
+    BODIES,
+    DIM,
+    HEADS,
+    REFUSED,
+    Package,
+    pieces,
+    plan_of,
+    spec,
+    whole,
+)
 from tokdsl.driver import build
 from tokdsl.training.package import import_package
-
-HEADS, DIM = 4, 8
-
-
-class Package:
-    """A built package whose choices are made twice, and compared."""
-
-    def __init__(self, folder: Path, body: str, **sizes: int) -> None:
-        path = folder / "spec.tok"
-        path.write_text(spec(body, **sizes), "utf-8")
-        built = build(path, folder)
-        assert built.directory is not None, [d.message() for d in built.report]
-        self.made: Any = import_package(built.directory)
-        self.model: Any = self.made.Model().eval()
-        self.form = self.made.model.query_blocks
-        self.functions = self.made.functional
-        self.made.model.query_blocks = self.both
-        self.kernels = self.functions.KERNELS
-        self.compared = 0
-        self.exact = True
-
-    def both(self, choose: Any, given: Any, dims: Any, clock: Any, **more: Any) -> Any:
-        """Choose in torch and by the kernel; return what torch chose."""
-        kernel = more.pop("kernel")
-        wanted = self.form(choose, given, dims, clock, **more)
-        self.kernels.FORCED = True
-        safe = tuple(guarded(x) if isinstance(x, Tensor) else x for x in given)
-        with scratch_of_nan():
-            values, index = self.form(choose, safe, dims, clock, kernel=kernel, **more)
-        self.kernels.FORCED = False
-        rows = torch.ones_like(index, dtype=torch.bool)
-        if clock.valid is not None:
-            rows = clock.valid.view(*clock.valid.shape, *[1] * (index.dim() - 2)).expand_as(rows)
-        if self.exact:
-            assert torch.equal(index[rows], wanted[1][rows])
-        assert torch.equal(values[rows].isinf(), wanted[0][rows].isinf())
-        there = rows & values.isfinite()
-        torch.testing.assert_close(values[there], wanted[0][there], rtol=2e-3, atol=1e-4)
-        self.compared += 1
-        return wanted
-
-
-def whole(length: int, batch: int = 1) -> Tensor:
-    """Return whole numbers, so that scores are exact and many are equal."""
-    return torch.randint(-2, 3, (batch, length, 2 * HEADS * DIM + HEADS)).float()
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_the_same_tokens_are_chosen(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    package = Package(tmp_path, BODIES[name])
+    package = Package(tmp_path, spec(BODIES[name]))
     sizes = {"ROWS": 16, "BLOCK_K": 16, "CHUNK": 16, "num_warps": 4, "num_stages": 1}
     package.kernels.CONFIGS["index.single"] = [sizes]
     lengths = (1, 17) if name == "flat" else (7,)
@@ -74,7 +38,7 @@ def test_the_same_tokens_are_chosen(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["flat", "blocks"])
 def test_padding_documents_and_steps(tmp_path: Path, name: str) -> None:
-    package = Package(tmp_path, BODIES[name])
+    package = Package(tmp_path, spec(BODIES[name]))
     x = whole(6, batch=2)
     valid = torch.ones(2, 6, dtype=torch.bool)
     valid[0, :2] = False
@@ -90,28 +54,28 @@ def test_some_queries_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("flat", "blocks"):
         folder = tmp_path / name
         folder.mkdir()
-        package = Package(folder, BODIES[name])
+        package = Package(folder, spec(BODIES[name]))
         monkeypatch.setattr(package.kernels, "CHOICE_SCORES", 40)
         package.model(whole(5))
         assert package.compared
 
 
 def test_no_tokens(tmp_path: Path) -> None:
-    package = Package(tmp_path, BODIES["flat"])
+    package = Package(tmp_path, spec(BODIES["flat"]))
     package.model(whole(0))
     package.model(whole(3, batch=0))
     assert package.compared == 2
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    package = Package(tmp_path, BODIES["flat"])
+    package = Package(tmp_path, spec(BODIES["flat"]))
     package.model = package.model.half()
     package.model(whole(11).half())
     assert package.compared == 1
 
 
 def test_vectors_longer_than_a_product(tmp_path: Path) -> None:
-    package = Package(tmp_path, BODIES["flat"], dim=21)
+    package = Package(tmp_path, spec(BODIES["flat"], dim=21))
     sizes = {"ROWS": 16, "BLOCK_K": 16, "CHUNK": 16, "num_warps": 4, "num_stages": 1}
     package.kernels.CONFIGS["index.single"] = [sizes]
     package.model(torch.randint(-2, 3, (1, 7, 2 * HEADS * 21 + HEADS)).float())
@@ -119,7 +83,7 @@ def test_vectors_longer_than_a_product(tmp_path: Path) -> None:
 
 
 def test_more_is_chosen_than_there_is(tmp_path: Path) -> None:
-    package = Package(tmp_path, BODIES["flat"], top=40)
+    package = Package(tmp_path, spec(BODIES["flat"], top=40))
     package.model(whole(5))
     assert package.compared == 1
 
@@ -152,8 +116,23 @@ def test_gradients_of_scores_are_those_of_the_form(tmp_path: Path) -> None:
 def test_other_choices_run_in_torch_and_say_why(reason: str) -> None:
     plan = plan_of(REFUSED[reason])
     (region,) = [r for r in plan.regions if r.kernel == "index"]
-    assert not plan.kernels and not region.fused
+    assert not region.fused and all(k.template != "index" for k in plan.kernels)
     assert reason in region.reason
+
+
+def test_any_strides() -> None:
+    made = pieces(BODIES["flat"])
+    operation = getattr(load_kernels("choice", "index", **made), made["name"])
+    x = whole(5)
+    q, k, w = x[..., : HEADS * DIM].unflatten(-1, (HEADS, DIM)), x[..., :DIM], x[..., -HEADS:]
+    place = torch.arange(5).unsqueeze(0)
+    wanted = operation(q.contiguous(), k.contiguous(), w.contiguous(), place, place, None, None)
+    turned = q.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
+    with scratch_of_nan():
+        found = operation(
+            guarded(turned), guarded(k.mT.contiguous().mT), w, place, place, None, None
+        )
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_registration() -> None:

@@ -2,12 +2,13 @@
 
 A module of kind `SELECTION` says what is chosen as if every pair of tokens were looked at. Where
 its `topk` looks `among` chosen blocks, what it reads of the keys is gathered first, for each query:
-the same operations then go over the tokens of these blocks instead of all tokens.
+the same operations then go over the tokens of these blocks instead of all tokens. Only what goes
+over all keys itself, such as a softmax, is computed of all and then gathered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -15,7 +16,7 @@ from tokdsl.graph.program import CallNode, Module, Node, OpNode, Value
 from tokdsl.graph.selection import retyped
 from tokdsl.ops.ambient import Constant, Reading
 from tokdsl.ops.base import AxisRef, Op
-from tokdsl.ops.elementwise import GreaterEqual, LogicalAnd
+from tokdsl.ops.logic import GreaterEqual, LogicalAnd
 from tokdsl.ops.select import TopK
 from tokdsl.ops.selected import AtColumns, Candidates, OfColumns, Seen
 from tokdsl.types.dims import Dim
@@ -32,6 +33,13 @@ def axis_of(module: Module, which: str) -> Axis:
     axis = module.statics[which]
     assert isinstance(axis, Axis)
     return axis
+
+
+def goes_over(node: OpNode, key: str) -> bool:
+    """Whether an operation reads all keys for one."""
+    over = getattr(node.op, "over", None)
+    names = (over,) if isinstance(over, str) else tuple(over or ())
+    return key in names and not isinstance(node.op, AtColumns | TopK)
 
 
 def search_among(module: Module) -> None:
@@ -66,12 +74,42 @@ class _Search:
         op_among = Candidates(**_types(inputs), key=self.key.name, block=op.block)
         self.columns = self._add(op_among, inputs)[0]
         self.columns.name = "columns"
+        whole = self._leads_to(
+            v for n in self.module.nodes if isinstance(n, OpNode) and goes_over(n, self.key.name)
+            for v in n.outputs
+        )  # fmt: skip
+        given = dict(zip(self.choice.operands, self.choice.inputs, strict=True))
+        gathered = self._leads_to((given["x"], given["where"]), up_to=whole)
         for node in self.module.nodes:
-            known = (self.choice, self.clock.node)
-            if isinstance(node, OpNode) and node not in known:
+            if not isinstance(node, OpNode) or node in (self.choice, self.clock.node):
+                continue
+            if id(node) in whole:
+                self.nodes.append(node)
+            if id(node) in gathered and not isinstance(node.op, Reading):
                 self._copy(node)
+            elif id(node) in gathered and id(node) not in whole:
+                self.nodes.append(node)
         self._choose(op)
         self.module.nodes = self.nodes
+
+    def _leads_to(self, values: Iterable[Value], up_to: Collection[int] = ()) -> set[int]:
+        """Return the nodes that lead to values, by identity.
+
+        Args:
+            values: the values.
+            up_to: where these are, what goes over all keys is left out with all before it.
+        """
+        found: set[int] = set()
+        waiting = list(values)
+        while waiting:
+            node = waiting.pop().node
+            if not isinstance(node, OpNode) or id(node) in found:
+                continue
+            if id(node) in up_to and goes_over(node, self.key.name):
+                continue
+            found.add(id(node))
+            waiting += node.inputs
+        return found
 
     def _choose(self, op: TopK) -> None:
         operands = dict(zip(self.choice.operands, self.choice.inputs, strict=True))
@@ -85,9 +123,6 @@ class _Search:
         self.module.results = (values, index)
 
     def _copy(self, node: OpNode) -> None:
-        if isinstance(node.op, Reading):
-            self.nodes.append(node)
-            return
         operands = dict(zip(node.operands, node.inputs, strict=True))
         if isinstance(node.op, Seen):
             self.made[id(node.outputs[0])] = self._seen(operands.get("where"))
@@ -175,7 +210,8 @@ def _dimension(value: Value, query: Axis) -> str:
 def _width(module: Module) -> tuple[int, int]:
     """Return the numbers per query and key, and how many keys a query looks at; 0 for all."""
     query, key = axis_of(module, "query"), axis_of(module, "key")
-    each, keys = 1, 0
+    each = 1
+    counts: list[int] = []
     for node in module.nodes:
         for value in node.outputs:
             axes = {axis.name: axis for axis in value.type.axes}
@@ -183,8 +219,9 @@ def _width(module: Module) -> tuple[int, int]:
                 continue
             sizes = [a.size.number or 1 for n, a in axes.items() if n not in (query.name, key.name)]
             each = max(each, prod(sizes))
-            keys = axes[key.name].size.number or 0
-    return each, keys
+            counts.append(axes[key.name].size.number or 0)
+    # where some of it goes over all keys, that is most
+    return each, min(counts, default=0)
 
 
 def _types(inputs: dict[str, Value]) -> dict[str, Any]:

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from tests.fixtures.kernels import load_kernels
-from tests.kernels.selections import BODIES, pieces
+from tests.kernels.selections import BODIES, OVER_KEYS, pieces, pieces_of
 
 QUERIES, KEYS, HEADS, DIM, TOP, SIZE, NEAR = 256, 65536, 64, 128, 2048, 128, 64
 SIZES = {"heads": HEADS, "dim": DIM, "top": TOP, "size": SIZE, "near": NEAR}
+#: choices by weights among all keys: layers of a spec, their groups of heads and heads of a group
+LAYERS = {
+    "votes": (f"token_select(heads = 28, kv_heads = 4, head_dim = {DIM}, top = {TOP})", 4, 7),
+    "shares": (f"nsa(heads = 64, kv_heads = 4, head_dim = {DIM}, block = 64, top = 16)", 4, 16),
+}
 
 
 def places(count: int) -> Tensor:
@@ -45,9 +50,9 @@ def blocks(dtype: torch.dtype) -> None:
     getattr(kernels, made["name"])(q, means, w, places(QUERIES), ends, None, None)
 
 
-def among(dtype: torch.dtype) -> None:
+def among(dtype: torch.dtype, body: str = BODIES["blocks"]) -> None:
     """The best 2048 tokens of 64 blocks of 128."""
-    made = pieces(BODIES["blocks"], 1, **SIZES)
+    made = pieces(body, 1, **SIZES)
     q, w = (
         torch.randn(1, QUERIES, HEADS, DIM, dtype=dtype),
         torch.rand(1, QUERIES, HEADS, dtype=dtype),
@@ -64,9 +69,29 @@ def among(dtype: torch.dtype) -> None:
     )
 
 
+def weights(dtype: torch.dtype, name: str, keys: int) -> None:
+    """The best of all keys by the sums of softmax weights over heads."""
+    call, groups, heads = LAYERS[name]
+    use = f"use std.sparse {{ {call.split('(')[0]} }}"
+    made = pieces_of(f"{use}\nmodel m() {{ stage out(x: [T, d: 3584]) {{ {call} }} }}")
+    q = torch.randn(1, QUERIES, groups, heads, DIM, dtype=dtype)
+    k = torch.randn(1, keys, groups, DIM, dtype=dtype)
+    ends = torch.arange(KEYS // keys - 1, KEYS, KEYS // keys).unsqueeze(0)
+    documents = torch.ones(1, QUERIES, dtype=torch.int64), torch.ones(1, keys, dtype=torch.int64)
+    kernels = load_kernels("choice", "index", **made)
+    getattr(kernels, made["name"])(q, k, places(QUERIES), ends, *documents)
+
+
 def launches() -> dict[str, Callable[[torch.dtype], None]]:
     """Return what is launched, by name."""
-    return {"tokens": tokens, "blocks": blocks, "among": among}
+    return {
+        "tokens": tokens,
+        "blocks": blocks,
+        "among": among,
+        "weighed": partial(among, body=OVER_KEYS["shares in blocks"]),
+        "votes": partial(weights, name="votes", keys=KEYS),
+        "shares": partial(weights, name="shares", keys=KEYS // 64),
+    }
 
 
 def work() -> dict[str, tuple[float, float]]:
@@ -75,4 +100,11 @@ def work() -> dict[str, tuple[float, float]]:
     read = {"tokens": KEYS, "blocks": KEYS // SIZE, "among": QUERIES * NEAR * SIZE}
     pairs = {"tokens": KEYS, "blocks": KEYS // SIZE, "among": NEAR * SIZE}
     own = 2.0 * QUERIES * HEADS * (DIM + 1)
-    return {name: (each * pairs[name], 2.0 * read[name] * DIM + own) for name in read}
+    found = {name: (each * pairs[name], 2.0 * read[name] * DIM + own) for name in read}
+    # every score twice where there is a sum over all keys: for that, and for the choice
+    found["weighed"] = found["tokens"][0] + found["among"][0], found["tokens"][1]
+    for name, keys in (("votes", KEYS), ("shares", KEYS // 64)):
+        _, groups, heads = LAYERS[name]
+        products = 2.0 * QUERIES * groups * heads * DIM * keys
+        found[name] = 2 * products, 2.0 * DIM * groups * (keys + QUERIES * heads)
+    return found

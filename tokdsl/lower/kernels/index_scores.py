@@ -78,6 +78,9 @@ class _Scores:
         if not isinstance(node, OpNode) or isinstance(node.op, Seen):
             raise NotTiled("the scores need a condition of their own")
         if isinstance(node.op, AtColumns):
+            made = node.inputs[0].node
+            if isinstance(made, OpNode) and node.inputs[0] not in self.outer.inputs:
+                raise NotTiled(f"`{made.op.op_name}` goes over all keys")
             self.read.add(id(node.inputs[0]))
             return self._gather(node.inputs[0])
         over = getattr(node.op, "over", ())
