@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.fixtures.decoding import error
 from tokdsl.driver import build, check_file, check_text
 from tokdsl.training.package import import_package
+from tokdsl.verification.subject import Subject
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mergedna.tok"
 SMALL = {"d": 16, "heads": 2, "hidden": 24, "window": 8, "latent": 2, "latent_decoder": 1,
@@ -385,3 +386,14 @@ def test_no_decoder() -> None:
     notes = [note for f in check_text(source) if f.code == "TOK401" for note in f.notes]
     assert any("`members` reads the whole chunk" in note for note in notes)
     assert any("in `merge_neighbours`" in note for note in notes)
+
+
+def test_its_alphabet_has_no_text_to_verify_with(tmp_path: Path) -> None:
+    settings = {name: str(value) for name, value in SMALL.items()}
+    checked = check_file(EXAMPLE, settings)
+    (program,) = checked.programs
+    built = build(EXAMPLE, tmp_path, settings)
+    assert built.directory is not None
+    subject = Subject(import_package(built.directory), program, checked.facts[program.name])
+    assert subject.text is None
+    assert subject.inputs(1, 8)

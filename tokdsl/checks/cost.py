@@ -22,7 +22,7 @@ from tokdsl.graph.program import (
     Program,
     StageUse,
 )
-from tokdsl.ops.base import Op
+from tokdsl.ops.base import Op, operand_fields
 from tokdsl.ops.route import Dispatch, SplitRows
 from tokdsl.ops.select import TopK
 from tokdsl.ops.tokens import Patches
@@ -256,19 +256,35 @@ def _rate(kind: ValueType) -> float:
 
 
 def _with_past(op: Op) -> Op:
-    """Return an operation whose memory axes have a length of their own: ``S_*``."""
+    """Return an operation whose memory axes have a length of their own: ``S_*``.
+
+    Axes of one name are one axis: where one operand has earlier tokens and another has not (which
+    no step can do), it is as long in both.
+    """
+    kinds = {name: kind for name, kind in vars(op).items() if isinstance(kind, TensorType)}
+    added = {a.name for a in operand_fields(type(op)) if a.kind == "companion"}
+    shared = {
+        axis.name: _past(axis)
+        for name, kind in kinds.items()
+        for axis in kind.axes
+        if axis.memory and name not in added
+    }
     changed: dict[str, object] = {}
-    for name, kind in vars(op).items():
-        if isinstance(kind, TensorType) and any(a.memory for a in kind.axes):
-            changed[name] = kind.with_axes(tuple(_past(a) for a in kind.axes))
+    for name, kind in kinds.items():
+        own = {axis.name: _past(axis) for axis in kind.axes if axis.memory}
+        sizes = own if name in added else shared
+        axes = tuple(replace(a, size=sizes.get(a.name, a.size)) for a in kind.axes)
+        if axes != kind.axes:
+            changed[name] = kind.with_axes(axes)
     return type(op)(**{**vars(op), **changed}) if changed else op
 
 
-def _past(axis: Axis) -> Axis:
-    if not axis.memory or axis.clock is None:
-        return axis
+def _past(axis: Axis) -> Dim:
+    """Return the length of a memory axis."""
+    if axis.clock is None:
+        return axis.size
     size = Dim.of(f"S_{axis.clock.name}")
-    return replace(axis, size=size * Fraction(1, axis.block) if axis.block else size)
+    return size * Fraction(1, axis.block) if axis.block else size
 
 
 # --------------------------------------------------------------------------- choices among tokens

@@ -23,7 +23,7 @@ from tokdsl.graph.program import (
     Value,
 )
 from tokdsl.source import Span
-from tokdsl.types.tensors import Axis, ChunksType, Clock
+from tokdsl.types.tensors import Axis, ChunksType, Clock, TensorType
 from tokdsl.types.time import EVERYTHING, Flow
 
 ORDER = 20
@@ -35,7 +35,8 @@ class NoStepForm(Diagnostic, code="TOK404", name="no-step-form", severity=Severi
     `require streaming` asks for a decoder that takes a few tokens at a time. Each operation that
     reads other tokens must then keep what it still needs of them: attention keeps keys and
     values, convolutions and recurrences a small state. An operation over all pairs of tokens
-    that is written out as an equation keeps nothing.
+    that is written out as an equation keeps nothing. What is joined with all tokens so far must be
+    kept as they are: `cache` both.
 
     Chunks are handed on when they are complete; those of which only first tokens are read, with
     their first token. Only of these a token can read its own chunk. Where both are made of one
@@ -114,10 +115,17 @@ def check(program: Program, facts: Facts, report: Report) -> None:
 #: what stands against a step form, with what to do about it
 NO_STATE = "reads other tokens and has no step form"
 EARLY = "reads its own chunk, which steps know when it is complete"
+UNLIKE = "joins values of which a step has different tokens"
+FORGETS = "reads tokens farther back than the window of its cache"
 AHEAD = "reads later tokens, which a step does not have, though none reaches the result"
 REPAIRS = {
     NO_STATE: "write it with `attend`, `conv1d`, `cumsum`, `ema` or `linear_recurrence`",
     EARLY: "read a chunk before, `lag = 1`, or cut the stream a second time",
+    UNLIKE: (
+        "write `cache` around each operand, with one `window`, and declare an index of kept tokens "
+        "with their axis: `score[i: T, j: S]`"
+    ),
+    FORGETS: "give `cache` a `window` of all tokens that are read, or hide those before",
     AHEAD: "read the own token and earlier ones only",
 }
 
@@ -130,20 +138,44 @@ def _blockers(
     whole = reads_whole_chunks(modules)
     found: list[tuple[OpNode, str]] = []
     doubtful: list[OpNode] = []
+    forgetful: list[OpNode] = []
     for module in modules:
         for node in used_nodes(module):
             if not isinstance(node, OpNode):
                 continue
             if _is_blocking(node, clocks) or _is_misplaced(node, module, clocks, constancy):
                 found.append((node, NO_STATE))
+            elif _is_unlike(node, clocks):
+                found.append((node, UNLIKE))
             elif _is_early(node, whole):
                 found.append((node, EARLY))
             elif not constancy.is_fixed(node) and any(_ahead_flows(node, clocks)):
                 doubtful.append(node)
-    if causal and doubtful:
+            elif any(_old_flows(node, clocks)):
+                forgetful.append(node)
+    if causal and (doubtful or forgetful):
         timing = Outputs(program).timing
         found += [(node, AHEAD) for node in doubtful if timing.reads_later(node)]
+        found += [(node, FORGETS) for node in forgetful if timing.forgets(node)]
     return found
+
+
+def _old_flows(node: OpNode, clocks: set[Clock]) -> Iterable[Flow]:
+    """Yield the flows along which more may be read than a cache with a window keeps."""
+    flows = node.op.flows()
+    kept = {axis.name for value in node.outputs for axis in value.type.axes}
+    for name, value in varying(node):
+        for axis in value.type.axes:
+            if axis.clock is None or not (axis.memory and axis.window):
+                continue
+            if root_of(axis.clock) not in clocks:
+                continue
+            mine = [flow for flow in flows.get(name, ()) if flow.source == axis.name]
+            if not mine and axis.name not in kept:
+                mine = [Flow(axis.name, None, EVERYTHING)]
+            for flow in mine:
+                if not flow.is_own and (flow.target is None or flow.interval.lo < 1 - axis.window):
+                    yield flow
 
 
 def _ahead_flows(node: OpNode, clocks: set[Clock]) -> Iterable[Flow]:
@@ -358,6 +390,18 @@ def _is_blocking(node: OpNode, clocks: set[Clock]) -> bool:
                 mine = [Flow(axis.name, None, EVERYTHING)]
             if any(_reads_others(f) for f in mine):
                 return True
+    return False
+
+
+def _is_unlike(node: OpNode, clocks: set[Clock]) -> bool:
+    """Whether an axis has earlier tokens in one operand, and in another it has not as many."""
+    found: dict[str, tuple[bool, int]] = {}
+    for _, value in varying(node, training=True):
+        for axis in value.type.axes if isinstance(value.type, TensorType) else ():
+            if axis.clock is not None and root_of(axis.clock) in clocks:
+                kept = (axis.memory, axis.window)
+                if found.setdefault(axis.name, kept) != kept:
+                    return True
     return False
 
 

@@ -199,6 +199,25 @@ class Timing:
             if not (axis.memory and target == axis.name)
         )
 
+    def forgets(self, node: OpNode) -> bool:
+        """Return whether an operation may read tokens that a cache with a window does not keep.
+
+        Masks count, as far as they are known where its module is called.
+        """
+        flows = node.op.flows()
+        return any(
+            target is EVERYWHERE or target == FIRST or step.lo < 1 - axis.window
+            if target != axis.name
+            else not step.is_own
+            for body in [*self._bodies.values(), *self._roots]
+            if any(mine is node for mine in body.module.nodes)
+            for name, value in varying(node)
+            for axis in token_axes(value.type)
+            if axis.memory and axis.window
+            for output in node.outputs
+            for target, step in self.steps(body, node, name, value, axis.name, output, flows)
+        )
+
     def _step(
         self, body: Body, node: OpNode, name: str, key: str, flow: Flow, axes: set[str]
     ) -> Step:

@@ -12,17 +12,10 @@ from tokdsl.graph.predicates import PredicateReader
 from tokdsl.graph.program import Module, Value
 from tokdsl.graph.statics import AbstractClosure, Closure, type_name
 from tokdsl.ops.ambient import ClockOf, Position
-from tokdsl.ops.attend import (
-    Attend,
-    AttentionMix,
-    AttentionScores,
-    Cache,
-    SameChunk,
-    Visible,
-    token_axis,
-)
+from tokdsl.ops.attend import Attend, AttentionMix, AttentionScores, Cache, token_axis
 from tokdsl.ops.base import Fault, arguments
-from tokdsl.ops.elementwise import LogicalAnd
+from tokdsl.ops.logic import LogicalAnd
+from tokdsl.ops.pairs import SameChunk, Visible
 from tokdsl.ops.selected import AttendSelected
 from tokdsl.resolve.modules import DefinitionRef
 from tokdsl.syntax import tree
@@ -62,6 +55,7 @@ class AttentionBuilder:
         try:
             query = token_axis(self.inputs["q"].type, "q")
             key = token_axis(self.inputs["k"].type, "k")
+            token_axis(self.inputs["v"].type, "v")
         except Fault as fault:
             raise self.builder.fault(self.frame, fault, self.node.span, self.node) from None
         same = query.clock == key.clock
@@ -294,6 +288,11 @@ class AttentionBuilder:
     ) -> Value:
         builder, frame = self.builder, self.frame
         statics: dict[str, Any] = {k: v for k, v in self.values.items() if k in ("scale", "over")}
+        whole = {name: self.inputs[name] for name in ("q", "k", "v")}
+        try:
+            Attend(**_types(whole), **statics).type()
+        except Fault as fault:
+            raise builder.fault(frame, fault, self.node.span, self.node) from None
         scores = AttentionScores(
             q=self.inputs["q"].type,
             k=self.inputs["k"].type,

@@ -203,7 +203,10 @@ def _text(package: ModuleType, program: Program) -> Tensor | None:
         return None
     module = importlib.import_module(f"{package.__name__}.tokenizer")
     folder = Path(str(package.__file__)).parent
-    return torch.tensor(module.Tokenizer.load(folder).encode(SAMPLE * 4))
+    try:
+        return torch.tensor(module.Tokenizer.load(folder).encode(SAMPLE * 4))
+    except ValueError:  # its alphabet is not that of a text
+        return None
 
 
 def _token_axis(given: Input, clock: Clock | None) -> Axis | None:
