@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OLDEST := .oldest
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check golden docs kernels wheel-test bench bench-training bench-gpu clean
+.PHONY: help demo test test-all test-oldest check golden docs kernels wheel-test bench bench-training bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,13 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(OLDEST)/.ready: pyproject.toml constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	awk -F == 'NR == FNR || !($$1 in old) {print} {old[$$1]}' constraints-oldest.txt constraints.txt \
+	  > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## write, check, build, train and sample a small byte model with the real commands
@@ -27,6 +35,9 @@ test: $(READY) ## run the tests that need no GPU and little time
 test-all: $(READY) ## run all tests, the slow ones too (those marked cuda only where there is a GPU)
 	$(BIN)/python -m pytest -n 2 -q \
 	  -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not cuda")')"
+
+test-oldest: $(OLDEST)/.ready ## run built packages and kernels on the oldest torch and Triton; downloads gigabytes
+	$(OLDEST)/bin/python -m pytest -n 2 -q tests/run tests/kernels
 
 check: $(READY) ## lint, formatting, types, import contracts, generated pages
 	$(BIN)/ruff check
@@ -62,5 +73,5 @@ bench-gpu: $(READY) ## time every kernel on this GPU beside the roofline and its
 	$(BIN)/python -m benchmarks.kernels
 
 clean: ## remove the environment, caches and outputs
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -168,7 +168,10 @@ def digest(checked: Checked) -> str:
 
 
 def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> Built:
-    """Check a file and write its model's package to ``out``/<model>, whole or not at all."""
+    """Check a file and write its model's package to ``out``/<model>, whole or not at all.
+
+    Configurations of kernels that were measured stay with those that are as they were.
+    """
     from tokdsl.files import replaced_directory
     from tokdsl.lower.diagnostics import NotLowered
     from tokdsl.lower.texts import Unsupported
@@ -183,7 +186,20 @@ def build(path: Path, out: Path, overrides: Mapping[str, str] | None = None) -> 
         checked.report.add(NotLowered(span=program.span, what=str(error)))
         return Built(checked.report)
     target = out / program.name
+    measured = _measured(target, files)
     with replaced_directory(target) as folder:
-        for name, text in files.items():
+        for name, text in {**files, **measured}.items():
             (folder / name).write_text(text, "utf-8")
     return Built(checked.report, target, files, regions)
+
+
+def _measured(target: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """Return what `tokdsl tune` measured on an earlier package, as far as its kernels are left."""
+    from tokdsl.emit.tuned import TUNED, kept
+
+    tuned, kernels = target / TUNED, target / "kernels.py"
+    if not (tuned.is_file() and kernels.is_file()):
+        return {}
+    before = kernels.read_text("utf-8", "replace")
+    left = kept(tuned.read_text("utf-8", "replace"), before, files.get("kernels.py", ""))
+    return {TUNED: left} if left else {}
