@@ -393,6 +393,15 @@ def test_padding_on_the_left_is_not_seen_and_sees_nothing(monkeypatch: pytest.Mo
     check("causal", call, *kernels("causal", monkeypatch))
 
 
+def test_hidden_keys_beside_tiles_that_are_seen_wholly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of 16 keys are hidden from all queries, of which tiles see the rest wholly."""
+    valid = torch.arange(40)[None] >= 5
+    call = inputs(CASES["causal"], (1, 40, 40, 1, 1, 8, 6), key_valid=valid)
+    check("causal", call, *kernels("causal", monkeypatch))
+    call = inputs(CASES["none"], (1, 40, 40, 1, 1, 8, 6), valid=valid, key_valid=valid)
+    check("none", call, *kernels("none", monkeypatch))
+
+
 def test_padding_with_contiguous_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     valid = torch.arange(20) < torch.tensor([[0], [18]])
     call = inputs(CASES["causal"], (2, 20, 20, 1, 1, 8, 6), key_valid=valid)

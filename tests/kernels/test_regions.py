@@ -136,3 +136,32 @@ def test_build_explains_the_kernels(tmp_path: Path) -> None:
     assert "fused: mine: precise, softmax, topk, sum, divide, cast_like -> rows" in result.output
     told = json.loads((tmp_path / "m" / "manifest.json").read_text("utf-8"))["kernels"]
     assert {"kernel": "rows", "fused": True, "module": "mine"}.items() <= told[0].items()
+
+
+CHUNKED = """
+use std.attention { gqa }
+use std.rotary { rope }
+
+model m(vocab: int = 32, d: int = 8) {
+  stage text(ids: tokens[vocab]) {
+    embed(d)
+    residual { rmsnorm(); gqa(heads = 2, rotary = rope) }
+    residual {
+      words = chunks(opens = mean(it; over = d) > 0.0, ratio = 2.0)
+      fine = it
+      pool(it, words, how = "first")
+      residual { rmsnorm(); gqa(heads = 2, rotary = rope) }
+      where(place(words) == 0, upsample(it, words), 0.5 * fine)
+    }
+    unembed(vocab)
+  }
+  objective next_token(text, ids)
+}
+"""
+
+
+def test_positions_of_chunks_stay_behind_the_region_that_makes_these() -> None:
+    checked = check_source(SourceFile("spec.tok", CHUNKED), None)
+    plan = lower(checked.programs[0], checked.facts["m"])
+    (region,) = rows(plan)
+    assert region.fused and "greater" in region.operations

@@ -162,6 +162,25 @@ CASES = {
     ),
     "sinks": Case("mask = causal, sinks = slope", past, sinks=True),
     "blocks": Case("mask = chunked(size = 4)", lambda i, j, *more: (j <= i) & (i // 4 == j // 4)),
+    "the first and the last": Case(
+        "mask = |i, j| j <= i and (j < 3 or i - j < 5)",
+        lambda i, j, *more: (j <= i) & ((j < 3) | (i - j < 5)),
+    ),
+    "gates to the first and the last": Case(
+        "mask = |i, j| j <= i and (j < 3 or i - j < 5), score = |s, i, j| s + gate - gates",
+        lambda i, j, *more: (j <= i) & ((j < 3) | (i - j < 5)),
+        forgetting,
+        before="gates = cache(tanh(gate))",
+    ),
+    "every other block": Case(
+        "mask = |i, j| j <= i and (i // 4 - j // 4) % 2 == 0",
+        lambda i, j, *more: (j <= i) & ((i // 4 - j // 4) % 2 == 0),
+    ),
+    "those far away": Case(
+        "mask = |i, j| abs(i - j) * 2 > 13 or not (i < 20)",
+        lambda i, j, *more: ((i - j).abs() * 2 > 13) | (i >= 20),
+        decodes=False,
+    ),
     "a prefix": Case(
         "mask = prefix(length = 3)", lambda i, j, *more: (j <= i) | (j < 3), decodes=False
     ),
@@ -228,13 +247,14 @@ def model_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
 
 @contextmanager
 def tiles_of(made: Any, count: int) -> Iterator[None]:
-    """Let a tile have this many queries."""
+    """Let a tile have this many queries, and keys be left out by half as many."""
     module = functional(made)
-    before, module.QUERY_BLOCK = module.QUERY_BLOCK, count
+    before = module.QUERY_BLOCK, module.KEY_BLOCK
+    module.QUERY_BLOCK, module.KEY_BLOCK = count, count // 2
     try:
         yield
     finally:
-        module.QUERY_BLOCK = before
+        module.QUERY_BLOCK, module.KEY_BLOCK = before
 
 
 # --------------------------------------------------------------------------- results

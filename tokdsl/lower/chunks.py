@@ -6,7 +6,7 @@ known that no token will be added.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokdsl.checks.streaming import reads_whole_chunks
 from tokdsl.graph.program import CallNode, LoopNode, Module, Node, OpNode, Value
@@ -60,6 +60,23 @@ def chunks_in(module: Module) -> dict[str, Value]:
         for value in (*module.inputs, *outputs)
         if isinstance(value.type, ChunksType) and value.type.coarse.clock is not None
     }
+
+
+def read_by(node: Node, chunks: Mapping[str, Value]) -> tuple[Value, ...]:
+    """Return what must be there before a node: its inputs, and the chunks whose tokens it numbers.
+
+    Args:
+        node: any node.
+        chunks: those of its module, by their clock.
+    """
+    if not isinstance(node, OpNode) or not isinstance(node.op, Reading):
+        return node.inputs
+    axis = node.op.axis
+    clock = axis.clock if isinstance(axis, Axis) else None
+    while clock is not None and not clock.cut:
+        clock = clock.parent
+    found = chunks.get(clock.name) if clock is not None else None
+    return node.inputs if found is None else (*node.inputs, found)
 
 
 def stage_clock(module: Module) -> Clock | None:

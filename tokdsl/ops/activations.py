@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from tokdsl.ops.base import Fault, Operand, op
+from tokdsl.ops.bounds import Bounds, Scalars
 from tokdsl.ops.elementwise import Elementwise
 from tokdsl.types.tensors import TensorType
 
@@ -37,6 +38,11 @@ class Negate(Exact):
     pattern: ClassVar[str] = "-{x}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "-1.0"}
 
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds:
+        """The ends change places."""
+        least, most = given["x"]
+        return Bounds(scalars.subtract("0", most), scalars.subtract("0", least))
+
 
 @op("abs")
 class Abs(Exact):
@@ -52,6 +58,13 @@ class Abs(Exact):
     slopes: ClassVar[Mapping[str, str]] = {
         "x": "tl.where({x} > 0, 1.0, tl.where({x} < 0, -1.0, 0.0))"
     }
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds:
+        """The greater of the ends without sign; the smaller one, or 0 between them."""
+        least, most = given["x"]
+        below = scalars.subtract("0", least)
+        inner = scalars.maximum(least, scalars.subtract("0", most))
+        return Bounds(scalars.maximum(inner, "0"), scalars.maximum(most, below))
 
 
 @op("sign")

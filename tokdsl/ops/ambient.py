@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from tokdsl.ops.base import Code, Op, Operand, op
+from tokdsl.ops.bounds import Bounds, Scalars
 from tokdsl.ops.tile import Tile
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import Axis, TensorType
@@ -34,6 +36,11 @@ class Constant(Ambient):
         elif isinstance(value, Dim):
             dtype = "i64"
         return TensorType((), dtype, batched=False)
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The number itself, if it is whole, or the truth value."""
+        number = self.value.number if isinstance(self.value, Dim) else self.value
+        return Bounds(repr(number), repr(number)) if isinstance(number, int) else None
 
     def torch(self, code: Code) -> str:
         """The literal itself."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
+from tokdsl.ops.bounds import Bounds, Scalars
 from tokdsl.ops.precedence import primary
 from tokdsl.ops.tile import Tile, Written
 from tokdsl.types.dims import Dim
@@ -424,6 +425,13 @@ class Op:
         if slopes is None:
             return None
         return {name: _scaled(given, slope) for name, slope in slopes.items()}
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """Return the bounds of a result of whole numbers or truth values, given the operands'.
+
+        None if nothing is known of it, as of all others.
+        """
+        return None
 
     def not_taken(self, stepping: bool) -> tuple[str, ...]:
         """Return the operands that are not read in a whole pass, or in a decode step."""

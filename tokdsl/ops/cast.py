@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, op, tensor
+from tokdsl.ops.bounds import Bounds, Scalars
 from tokdsl.ops.precedence import primary
 from tokdsl.ops.tile import Tile
 from tokdsl.types.dims import Dim
@@ -85,6 +86,10 @@ class Cast(Op):
     ) -> Mapping[str, str] | None:
         """The gradient itself between floats."""
         return {"x": gradients[0] or "0.0"}
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """Those of the operand, if it has that dtype."""
+        return given["x"] if self.x.dtype == self.type().dtype else None
 
     def derivative(self, operands: Mapping[str, str]) -> dict[str, str]:
         """One between floats."""

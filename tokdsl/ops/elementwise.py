@@ -1,4 +1,4 @@
-"""Element-wise arithmetic, comparison, logic and choice."""
+"""Element-wise arithmetic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, broadcast, op, tensor
+from tokdsl.ops.base import Code, Cost, Fault, Op, Operand, broadcast, op
+from tokdsl.ops.bounds import Bounds, Scalars
 from tokdsl.ops.precedence import fill, literal, primary
 from tokdsl.types.dims import Dim
 from tokdsl.types.tensors import TensorType, promote
@@ -93,6 +94,11 @@ class Binary(Elementwise):
     x: Operand
     y: Operand
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether both operands are whole numbers."""
+        return self.x.dtype == self.y.dtype == "i64"
+
 
 # ------------------------------------------------------------------ arithmetic
 
@@ -108,6 +114,12 @@ class Add(Binary):
 
     pattern: ClassVar[str] = "{x} + {y}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "1.0", "y": "1.0"}
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The sums of the ends."""
+        x, y = given["x"], given["y"]
+        ends = (scalars.add(x.least, y.least), scalars.add(x.most, y.most))
+        return Bounds(*ends) if self.is_whole else None
 
 
 @op("subtract")
@@ -132,6 +144,12 @@ class Subtract(Binary):
             texts[name] = text
         return fill(self.pattern, **texts)
 
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The differences of opposite ends."""
+        x, y = given["x"], given["y"]
+        ends = (scalars.subtract(x.least, y.most), scalars.subtract(x.most, y.least))
+        return Bounds(*ends) if self.is_whole else None
+
 
 @op("multiply")
 class Multiply(Binary):
@@ -144,6 +162,20 @@ class Multiply(Binary):
 
     pattern: ClassVar[str] = "{x} * {y}"
     slopes: ClassVar[Mapping[str, str]] = {"x": "{y}", "y": "{x}"}
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The extremes of the products of the ends."""
+        if not self.is_whole:
+            return None
+        one, *others = (
+            scalars.bind(scalars.multiply(x, y), "product")
+            for x in dict.fromkeys(given["x"])
+            for y in dict.fromkeys(given["y"])
+        )
+        least = most = one
+        for other in others:
+            least, most = scalars.minimum(least, other), scalars.maximum(most, other)
+        return Bounds(least, most)
 
 
 @op("divide")
@@ -219,6 +251,13 @@ class FloorDivide(Binary):
         down = "({x} % {y} != 0) & (({x} % {y} ^ {y}) < 0)"
         return fill(f"tl.where({down}, {{x}} // {{y}} - 1, {{x}} // {{y}})", **operands)
 
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The quotients of the ends, by a positive number."""
+        number = literal(given["y"].least) if given["y"].least == given["y"].most else None
+        if not self.is_whole or number is None or number <= 0:
+            return None
+        return Bounds(*(scalars.quotient(end, int(number)) for end in given["x"]))
+
 
 @op("remainder")
 class Remainder(Binary):
@@ -238,6 +277,18 @@ class Remainder(Binary):
         down = "({x} % {y} != 0) & (({x} % {y} ^ {y}) < 0)"
         return fill(f"tl.where({down}, {{x}} % {{y}} + {{y}}, {{x}} % {{y}})", **operands)
 
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The remainders of the ends by a positive number, if no jump is between them; else all."""
+        number = literal(given["y"].least) if given["y"].least == given["y"].most else None
+        if not self.is_whole or number is None or number <= 0:
+            return None
+        by = int(number)
+        low, high = (scalars.bind(scalars.quotient(end, by), "quotient") for end in given["x"])
+        least, most = (scalars.remainder(end, by) for end in given["x"])
+        together = scalars.bind(scalars.same(low, high), "together")
+        ends = (scalars.choice(together, least, "0"), scalars.choice(together, most, str(by - 1)))
+        return Bounds(*ends)
+
 
 class _Extreme(Binary):
     """Base of `Maximum` and `Minimum`: a number becomes a bound of ``clamp``."""
@@ -252,6 +303,12 @@ class _Extreme(Binary):
         if literal(x) is not None:
             return fill(f"{{y}}.clamp({self.bound}={{x}})", x=x, y=y)
         return fill(self.pattern, x=x, y=y)
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The extremes of the ends."""
+        extreme = getattr(scalars, self.op_name)
+        ends = (extreme(*pair) for pair in zip(given["x"], given["y"], strict=True))
+        return Bounds(*ends) if self.is_whole else None
 
 
 @op("maximum")
@@ -284,166 +341,6 @@ class Minimum(_Extreme):
         "x": "tl.where({x} < {y}, 1.0, tl.where({x} == {y}, 0.5, 0.0))",
         "y": "tl.where({y} < {x}, 1.0, tl.where({x} == {y}, 0.5, 0.0))",
     }
-
-
-# ------------------------------------------------------------------ comparison
-
-
-class Comparison(Binary):
-    """Base of the comparisons: truth values, no gradient."""
-
-    gives: ClassVar[str] = "bool"
-    takes_bool: ClassVar[bool] = True
-
-
-@op("less")
-class Less(Comparison):
-    """``x < y``, axes matched by name.
-
-    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} < {y}"
-
-
-@op("less_equal")
-class LessEqual(Comparison):
-    """``x <= y``, axes matched by name.
-
-    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} <= {y}"
-
-
-@op("greater")
-class Greater(Comparison):
-    """``x > y``, axes matched by name.
-
-    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} > {y}"
-
-
-@op("greater_equal")
-class GreaterEqual(Comparison):
-    """``x >= y``, axes matched by name.
-
-    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} >= {y}"
-
-
-@op("equal")
-class Equal(Comparison):
-    """``x == y``, axes matched by name.
-
-    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} == {y}"
-
-
-@op("not_equal")
-class NotEqual(Comparison):
-    """``x != y``, axes matched by name.
-
-    Shape: [*a], [*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} != {y}"
-
-
-# ------------------------------------------------------------------ logic and choice
-
-
-def _need_bool(name: str, operands: list[tuple[str, TensorType]]) -> None:
-    for argument, kind in operands:
-        if kind.dtype != "bool":
-            raise Fault(
-                "operand-kind",
-                f"`{name}` needs truth values, found {kind}",
-                argument,
-                help="compare first: `x > 0`",
-            )
-
-
-class _Logical(Binary):
-    """Base of `LogicalAnd` and `LogicalOr`."""
-
-    gives: ClassVar[str] = "bool"
-    takes_bool: ClassVar[bool] = True
-
-    def type(self) -> TensorType:
-        """Return the broadcast of two truth values."""
-        _need_bool(self.op_name, [("x", tensor(self.x, "x")), ("y", tensor(self.y, "y"))])
-        return super().type()
-
-
-@op("logical_and")
-class LogicalAnd(_Logical):
-    """``x and y`` of truth values, axes matched by name.
-
-    Shape: bool[*a], bool[*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    absorbing: ClassVar[Mapping[str, Mapping[float, float]]] = {"*": {0.0: 0.0}}
-
-    pattern: ClassVar[str] = "{x} & {y}"
-
-
-@op("logical_or")
-class LogicalOr(_Logical):
-    """``x or y`` of truth values, axes matched by name.
-
-    Shape: bool[*a], bool[*b] -> bool[* a and b].   Gradient: none.
-    """
-
-    pattern: ClassVar[str] = "{x} | {y}"
-
-
-@op("logical_not")
-class LogicalNot(Elementwise):
-    """``not x`` of truth values.
-
-    Shape: bool[*a] -> bool[*a].   Gradient: none.
-    """
-
-    x: Operand
-    pattern: ClassVar[str] = "~{x}"
-    takes_bool: ClassVar[bool] = True
-
-    def type(self) -> TensorType:
-        """Return the type of the truth values."""
-        _need_bool("not", [("x", tensor(self.x, "x"))])
-        return super().type()
-
-
-@op("where")
-class Where(Elementwise):
-    """``x`` where the condition holds, else ``y``; axes matched by name.
-
-    Shape: bool[*c], [*a], [*b] -> [* a, b and c].   Gradient: to the value that is chosen.
-    """
-
-    condition: Operand
-    x: Operand
-    y: Operand
-    pattern: ClassVar[str] = "torch.where({condition}, {x}, {y})"
-    kernel: ClassVar[str | None] = "tl.where({condition}, {x}, {y})"
-    slopes: ClassVar[Mapping[str, str]] = {
-        "x": "tl.where({condition}, 1.0, 0.0)",
-        "y": "tl.where({condition}, 0.0, 1.0)",
-    }
-    takes_bool: ClassVar[bool] = True
-
-    def type(self) -> TensorType:
-        """Return the broadcast of all three in the dtype of the values."""
-        _need_bool("where", [("condition", tensor(self.condition, "condition"))])
-        dtype = promote(self.x.dtype, self.y.dtype)
-        return broadcast(self.x, self.y, self.condition).with_dtype(dtype)
 
 
 @op("clamp")
@@ -488,6 +385,17 @@ class Clamp(Elementwise):
     def _whole(self) -> bool:
         return all(v is None or float(v).is_integer() for v in (self.min, self.max))
 
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds | None:
+        """The ends within the limits."""
+        ends = list(given["x"])
+        if self.x.dtype != "i64" or not self._whole():
+            return None
+        if self.min is not None:
+            ends = [scalars.maximum(end, str(int(self.min))) for end in ends]
+        if self.max is not None:
+            ends = [scalars.minimum(end, str(int(self.max))) for end in ends]
+        return Bounds(*ends)
+
 
 @op("stop_gradient")
 class StopGradient(Elementwise):
@@ -505,6 +413,10 @@ class StopGradient(Elementwise):
     kernel: ClassVar[str | None] = "{x}"
     takes_bool: ClassVar[bool] = True
     work: ClassVar[int] = 0
+
+    def bounds(self, given: Mapping[str, Bounds], scalars: Scalars) -> Bounds:
+        """Those of the operand."""
+        return given["x"]
 
 
 @op("straight_through")

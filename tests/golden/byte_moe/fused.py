@@ -45,7 +45,7 @@ def watched_topk_rows_2(
 
     Shape: gate (B, T, experts), pick (B, T, top), probs (B, T, experts), valid (B, T)
     """
-    if on_kernels(gate):
+    if on_kernels(gate, probs):
         return KERNELS.watched_topk_rows_2(gate, pick, probs, valid)
     z = masked_mean(gate.logsumexp(dim=-1).square(), valid)  # scalar  losses.tok:80
     # (experts)  losses.tok:42

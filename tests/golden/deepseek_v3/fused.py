@@ -28,7 +28,7 @@ def sigmoid_grouped_rows(
 
     Shape: x (B, T, experts), choice_bias (experts), x_2 (B, T, d)
     """
-    if on_kernels(x) and decisions is None:
+    if on_kernels(x, choice_bias) and decisions is None:
         return KERNELS.sigmoid_grouped_rows(x, choice_bias, x_2)
     scores = x.sigmoid()  # (B, T, experts)  routers.tok:82
     choice = scores + choice_bias  # (B, T, experts)  routers.tok:84

@@ -44,7 +44,7 @@ def pooled_topk_rows_2(
 
     Shape: pick (B, T, top), probs (B, T, experts), scores (B, T, experts), valid (B, T)
     """
-    if on_kernels(probs):
+    if on_kernels(probs, scores):
         return KERNELS.pooled_topk_rows_2(pick, probs, scores, valid)
     # (experts)  losses.tok:92
     own = histogram(pick, 127, dim=(0, 1, 2), mask=token_mask(valid, 1, 3))

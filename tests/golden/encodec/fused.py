@@ -26,7 +26,7 @@ def vector_quantize_rows(x: Tensor, x_2: Tensor, decisions: Decisions | None) ->
 
     Shape: x (B, T, codes), x_2 (codes)
     """
-    if on_kernels(x) and decisions is None:
+    if on_kernels(x, x_2) and decisions is None:
         return KERNELS.vector_quantize_rows(x, x_2)
     # (B, T)  quantizers.tok:8
     pick = decided((x_2 - 2.0 * x).argmin(dim=-1), decisions and decisions.at("pick"))

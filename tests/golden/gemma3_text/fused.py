@@ -23,7 +23,7 @@ def rmsnorm_offset_rows(x: Tensor, x_2: Tensor) -> Tensor:
 
     Shape: x (B, T, d), x_2 (d)
     """
-    if on_kernels(x):
+    if on_kernels(x, x_2):
         return KERNELS.rmsnorm_offset_rows(x, x_2)
     return (rms_normalize(precise(x), eps=1e-06) * x_2).to(x.dtype)
 
@@ -33,7 +33,7 @@ def rmsnorm_offset_rows_2(x: Tensor, x_2: Tensor) -> Tensor:
 
     Shape: x (B, T, heads, d), x_2 (d)
     """
-    if on_kernels(x):
+    if on_kernels(x, x_2):
         return KERNELS.rmsnorm_offset_rows_2(x, x_2)
     return (rms_normalize(precise(x), eps=1e-06) * x_2).to(x.dtype)
 
@@ -43,6 +43,6 @@ def rmsnorm_offset_rows_3(x: Tensor, x_2: Tensor) -> Tensor:
 
     Shape: x (B, T, kv_heads, d), x_2 (d)
     """
-    if on_kernels(x):
+    if on_kernels(x, x_2):
         return KERNELS.rmsnorm_offset_rows_3(x, x_2)
     return (rms_normalize(precise(x), eps=1e-06) * x_2).to(x.dtype)

@@ -39,7 +39,7 @@ def dsa_rows(keep: Tensor, best: Tensor, x: Tensor, valid: Tensor | None) -> Ten
 
     Shape: keep (B, T, top), best (B, T, top), x (B, T, top), valid (B, T)
     """
-    if on_kernels(best):
+    if on_kernels(best, x):
         return KERNELS.dsa_rows(keep, best, x, valid)
     # (B, T, top)  sparse.tok:52
     known = torch.where(keep >= 0, best, -1000000000.0).float().log_softmax(dim=-1)
@@ -56,7 +56,7 @@ def sigmoid_grouped_rows(
 
     Shape: x (B, T, experts), choice_bias (experts), x_2 (B, T, d)
     """
-    if on_kernels(x) and decisions is None:
+    if on_kernels(x, choice_bias) and decisions is None:
         return KERNELS.sigmoid_grouped_rows(x, choice_bias, x_2)
     scores = x.sigmoid()  # (B, T, experts)  routers.tok:82
     choice = scores + choice_bias  # (B, T, experts)  routers.tok:84

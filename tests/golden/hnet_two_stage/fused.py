@@ -27,7 +27,7 @@ def mamba2_rows(read: Tensor, x: Tensor, gate: Tensor, norm: Tensor, x_2: Tensor
     Shape: read (B, T, heads, head_dim), x (B, T, heads, head_dim), gate (B, T, width), norm
         (width), x_2 (B, T, d)
     """
-    if on_kernels(read):
+    if on_kernels(read, x):
         return KERNELS.mamba2_rows(read, x, gate, norm, x_2)
     gated = (read + x).flatten(-2, -1) * F.silu(precise(gate))  # (B, T, width)  mixers.tok:36
     parts = gated.unflatten(-1, (1, 2048))  # (B, T, groups, part)  mixers.tok:37

@@ -43,7 +43,7 @@ def sigmoid_grouped_rows(
 
     Shape: x (B, T, experts), choice_bias (experts), x_2 (B, T, d)
     """
-    if on_kernels(x) and decisions is None:
+    if on_kernels(x, choice_bias) and decisions is None:
         return KERNELS.sigmoid_grouped_rows(x, choice_bias, x_2)
     scores = x.sigmoid()  # (B, T, experts)  routers.tok:82
     choice = scores + choice_bias  # (B, T, experts)  routers.tok:84
@@ -88,3 +88,19 @@ def mla_visible(i: Tensor, j: Tensor) -> Tensor:
     """
     past = j.unsqueeze(-1) <= i.unsqueeze(-2)  # (B, S, T)  ling.tok:64
     return (past & (j > 0).unsqueeze(-1)).transpose(-2, -1)
+
+
+def mla_reach(
+    i_least: Tensor, i_most: Tensor, j_least: Tensor, j_most: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Whether tiles of queries of `mla` see all of tiles of keys, and whether any (ling.tok:65).
+
+    Shape: i_least (n, 1), i_most (n, 1), j_least (m,), j_most (m,)
+    """
+    past_every = j_most <= i_least  # ling.tok:65
+    past_some = j_least <= i_most  # ling.tok:65
+    greater_every = j_least > 0  # ling.tok:65
+    greater_some = j_most > 0  # ling.tok:65
+    logical_and_every = past_every & greater_every  # ling.tok:65
+    logical_and_some = past_some & greater_some  # ling.tok:65
+    return logical_and_every, logical_and_some

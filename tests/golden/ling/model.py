@@ -44,6 +44,7 @@ from .functional import (
 )
 from .fused import (
     lightning_rows,
+    mla_reach,
     mla_visible,
     sigmoid_grouped_rows,
     sigmoid_grouped_rows_2,
@@ -2622,6 +2623,7 @@ class Mla2(nn.Module):
                 clock,
                 causal=True,
                 visible=mla_visible,
+                reach=mla_reach,
                 scale=0.07216878364870323,
             )
             # (B, T, heads, value_dim)  attention.tok:100
@@ -2643,6 +2645,7 @@ class Mla2(nn.Module):
                 clock,
                 causal=True,
                 visible=mla_visible,
+                reach=mla_reach,
                 scale=0.07216878364870323,
             )
             mixed = long  # (B, T, heads, value_dim)  attention.tok:100

@@ -110,11 +110,12 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
     ],
     "attend.keys_float32_64": [
+        {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
-        {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
     ],
     "attend.keys_float32_128": [
+        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
     ],
@@ -143,6 +144,7 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
     ],
     "attend.queries_float32_64": [
+        {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2},
     ],
@@ -598,23 +600,55 @@ def _attention_band(
 
 
 @triton.jit
-def _attention_reach(
-    own, other, own_tiles, tiles, lo, hi, HAS_LO: tl.constexpr, HAS_HI: tl.constexpr,
+def _attention_meets(
+    own, other, own_tiles, tiles, tile, lo, hi,
+    HAS_LO: tl.constexpr, HAS_HI: tl.constexpr, COUNTED: tl.constexpr,
 ):  # fmt: skip
-    """Return which tiles of the other side a tile can meet, by their extents.
+    """Return which of some tiles of the other side a tile can meet, and which it meets wholly.
 
     `own` is where the extents of the tile are, `own_tiles` apart, `other` where those of all tiles
-    of the other side are.
+    of the other side are. What is no token sees nothing: where the own tile may have such,
+    `COUNTED`, it meets none wholly.
+
+    Returns:
+        Both, and the least and greatest positions of the own tile and of the others.
+    """
+    far: tl.constexpr = 2**31 - 1
+    inside = tile < tiles
+    least = tl.load(own).to(tl.int64)
+    greatest = tl.load(own + own_tiles).to(tl.int64)
+    document = tl.load(own + 2 * own_tiles)
+    document_last = tl.load(own + 3 * own_tiles)
+    low = tl.load(other + tile, mask=inside, other=far).to(tl.int64)
+    high = tl.load(other + tiles + tile, mask=inside, other=-far).to(tl.int64)
+    number = tl.load(other + 2 * tiles + tile, mask=inside, other=far)
+    number_last = tl.load(other + 3 * tiles + tile, mask=inside, other=-far)
+    every = tl.load(other + 4 * tiles + tile, mask=inside, other=0) != 0
+    if COUNTED:
+        every &= tl.load(own + 4 * own_tiles) != 0
+    met = (low <= high) & (number <= document_last) & (number_last >= document)
+    met &= least <= greatest
+    every &= (number == number_last) & (number == document) & (document == document_last)
+    if HAS_LO:
+        met &= high - least >= lo
+        every &= low - greatest >= lo
+    if HAS_HI:
+        met &= low - greatest <= hi
+        every &= high - least <= hi
+    return met, every & met, least, greatest, low, high
+
+
+@triton.jit
+def _attention_reach(
+    own, other, own_tiles, tiles, lo, hi,
+    HAS_LO: tl.constexpr, HAS_HI: tl.constexpr, COUNTED: tl.constexpr,
+):  # fmt: skip
+    """Return which tiles of the other side a tile can meet, by their extents.
 
     Returns:
         The first and last tile (exclusive), and those of them that are wholly visible.
     """
     BLOCK: tl.constexpr = 128
-    far: tl.constexpr = 2**31 - 1
-    least = tl.load(own).to(tl.int64)
-    greatest = tl.load(own + own_tiles).to(tl.int64)
-    document = tl.load(own + 2 * own_tiles)
-    document_last = tl.load(own + 3 * own_tiles)
     first = tiles
     last = 0
     whole = tiles
@@ -622,31 +656,31 @@ def _attention_reach(
     wholes = 0
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
-        inside = tile < tiles
-        low = tl.load(other + tile, mask=inside, other=far).to(tl.int64)
-        high = tl.load(other + tiles + tile, mask=inside, other=-far).to(tl.int64)
-        number = tl.load(other + 2 * tiles + tile, mask=inside, other=far)
-        number_last = tl.load(other + 3 * tiles + tile, mask=inside, other=-far)
-        every = tl.load(other + 4 * tiles + tile, mask=inside, other=0) != 0
-        met = (low <= high) & (number <= document_last) & (number_last >= document)
-        every &= (number == number_last) & (number == document) & (document == document_last)
-        if HAS_LO:
-            met &= high - least >= lo
-            every &= low - greatest >= lo
-        if HAS_HI:
-            met &= low - greatest <= hi
-            every &= high - least <= hi
-        every &= met
+        met, every, _, _, _, _ = _attention_meets(
+            own, other, own_tiles, tiles, tile, lo, hi, HAS_LO, HAS_HI, COUNTED
+        )
         first = tl.minimum(first, tl.min(tl.where(met, tile, tiles)))
         last = tl.maximum(last, tl.max(tl.where(met, tile + 1, 0)))
         whole = tl.minimum(whole, tl.min(tl.where(every, tile, tiles)))
         end = tl.maximum(end, tl.max(tl.where(every, tile + 1, 0)))
         wholes += tl.sum(every.to(tl.int32))
-    first = tl.where((least <= greatest) & (last > 0), first, 0)
-    last = tl.where(least <= greatest, last, 0)
+    first = tl.where(last > 0, first, 0)
     # wholly visible tiles between which others lie are masked like those
     some = (last > 0) & (end > whole) & (wholes == end - whole)
     return first, last, tl.where(some, whole, last), tl.where(some, end, last)
+
+
+@triton.jit
+def _attention_listed(listed, met, every, tile, wholes, parts):
+    """Add tiles to lists: to one those that are met wholly, to one the other ones that are met.
+
+    `wholes` and `parts` say where in `listed` the lists go on. Returns both for the next tiles.
+    """
+    whole = tl.where(every, 1, 0)
+    part = tl.where(met, 1, 0) - whole
+    tl.store(listed + wholes - 1 + tl.cumsum(whole, 0), tile, mask=whole != 0)
+    tl.store(listed + parts - 1 + tl.cumsum(part, 0), tile, mask=part != 0)
+    return wholes + tl.sum(whole), parts + tl.sum(part)
 
 
 def attention_widths(width: int) -> tuple[int, int]:
@@ -1380,7 +1414,7 @@ def _attend_forward(
     else:
         first, last, whole, end = _attention_reach(
             extents + batch * 5 * tiles + tile, key_extents + batch * 5 * key_tiles, tiles,
-            key_tiles, lo, hi, HAS_LO, HAS_HI,
+            key_tiles, lo, hi, HAS_LO, HAS_HI, valid is not None,
         )  # fmt: skip
     if PARTS > 1:
         share = tl.cdiv(last - first, PARTS)
@@ -1543,7 +1577,7 @@ def _attend_keys(
     else:
         first, last, whole, end = _attention_reach(
             key_extents + batch * 5 * key_tiles + tile, extents + batch * 5 * tiles, key_tiles,
-            tiles, -hi, -lo, HAS_HI, HAS_LO,
+            tiles, -hi, -lo, HAS_HI, HAS_LO, True,
         )  # fmt: skip
     d_main = tl.zeros([BLOCK_N, MAIN], tl.float32)
     d_rest = d_main
@@ -1685,7 +1719,7 @@ def _attend_queries(
     else:
         first, last, whole, end = _attention_reach(
             extents + batch * 5 * tiles + tile, key_extents + batch * 5 * key_tiles, tiles,
-            key_tiles, lo, hi, HAS_LO, HAS_HI,
+            key_tiles, lo, hi, HAS_LO, HAS_HI, valid is not None,
         )  # fmt: skip
     d_main = tl.zeros([BLOCK_M, MAIN], tl.float32)
     d_rest = d_main
@@ -1778,10 +1812,14 @@ class _AttendLaunch:
         rows = triton.cdiv(self.queries * self.repeat, chosen["BLOCK_M"])
         return rows, triton.cdiv(self.keys, chosen["BLOCK_N"])
 
-    def extents(self, chosen: dict[str, int]) -> tuple[Tensor | None, Tensor | None]:
+    def reached(
+        self, chosen: dict[str, int], of_keys: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return the extents of both sides' tiles; None where positions are contiguous."""
-        if all(x is None for x in self.facts):
-            return None, None
+        return (None, None) if all(x is None for x in self.facts) else self.extents(chosen)
+
+    def extents(self, chosen: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """Return the extents of both sides' tiles."""
         positions, key_positions, valid, key_valid, documents, key_documents = self.facts
         offset = self.keys - self.queries
         return (
@@ -1830,7 +1868,7 @@ def _attend_op(
     lse = torch.empty(parts, batch, heads, queries, dtype=torch.float32, device=q.device)
     _attend_forward[(programs * parts,)](
         launch.q, launch.k, launch.v, *launch.given, sinks if parts == 1 else None, *launch.facts,
-        *launch.extents(chosen), out, lse, *launch.numbers, tiles, key_tiles, *launch.steps,
+        *launch.reached(chosen), out, lse, *launch.numbers, tiles, key_tiles, *launch.steps,
         **launch.options, PARTS=parts, **chosen,
     )  # fmt: skip
     if parts == 1:
@@ -1903,7 +1941,8 @@ for_queries: bool,
         tiles, key_tiles = launch.tiles(chosen)
         shared = 1 if launch.repeat == 1 else max(16, triton.next_power_of_2(launch.repeat))
         _attend_keys[(key_tiles * batch * launch.groups,)](
-            launch.q, launch.k, launch.v, *launch.given, *launch.facts, *launch.extents(chosen),
+            launch.q, launch.k, launch.v, *launch.given, *launch.facts, *launch.reached(chosen,
+            of_keys=True),
             grad, totals, deltas, grad_k, grad_v, *launch.numbers, tiles,
             key_tiles, *launch.steps, **launch.options, HEADS=shared, **chosen,
         )  # fmt: skip
@@ -1911,7 +1950,7 @@ for_queries: bool,
         chosen = launch.config("queries", rows)
         tiles, key_tiles = launch.tiles(chosen)
         _attend_queries[(tiles * batch * launch.groups,)](
-            launch.q, launch.k, launch.v, *launch.given, *launch.facts, *launch.extents(chosen),
+            launch.q, launch.k, launch.v, *launch.given, *launch.facts, *launch.reached(chosen),
             grad, totals, deltas, grad_q, *launch.numbers, tiles, key_tiles,
             *launch.steps, **launch.options, **chosen,
         )  # fmt: skip
@@ -2648,7 +2687,7 @@ def swiglu_hidden(
     """
     given = list(maps)
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, given = x.to(dtype), [None if g is None else g.to(dtype) for g in given]
     given = [None if g is None else g.contiguous() for g in given]

@@ -188,6 +188,7 @@ class TokenSelect(nn.Module):
             clock,
             each=28,
             decision=decisions and decisions.at("keep"),
+            kernel="token_select_selection_index",
         )
         # (B, S, kv_heads, head_dim)  sparse.tok:170
         v = v if state is None else state.values.append(v)

@@ -31,7 +31,28 @@ SCORED = {
         "d_s": "d_r",
         "gradients": {"decay": "-d_r * far", "past": "d_r", "at": "-d_r"},
     },
-    "mask": {"forward": ["m = (j <= i) | (j < 16)"], "result": "m"},
+    "mask": {
+        "forward": ["m = (j <= i) | (j < 16)"],
+        "result": "m",
+        "reach": {
+            "forward": [],
+            "every": "(j_most <= i_least) | (j_most < 16)",
+            "some": "(j_least <= i_most) | (j_least < 16)",
+        },
+    },
+}
+#: the first tokens and a window
+MASKED = {
+    "name": "attend_masked",
+    "mask": {
+        "forward": ["m = (j <= i) & ((j < 4) | (i - j < 512))"],
+        "result": "m",
+        "reach": {
+            "forward": [],
+            "every": "(j_most <= i_least) & ((j_most < 4) | (i_most - j_least < 512))",
+            "some": "(j_least <= i_most) & ((j_least < 4) | (i_least - j_most < 512))",
+        },
+    },
 }
 
 
@@ -39,6 +60,7 @@ def launches() -> dict[str, Callable[[torch.dtype], None]]:
     """Return calls by name."""
     plain = load_kernels("attend_parts", "attend")
     scored = load_kernels("attend_parts", "attend", **SCORED)
+    own_mask = load_kernels("attend_parts", "attend", **MASKED)
 
     def operands(
         dtype: torch.dtype, queries: int, keys: int, heads: int, groups: int, width: int
@@ -67,6 +89,17 @@ def launches() -> dict[str, Callable[[torch.dtype], None]]:
         out, _ = scored.attend_scored(*operands(dtype, 2048, 2048, 8, 8, 64), *given, scale=0.1)
         out.sum().backward()
 
+    def masked(dtype: torch.dtype) -> None:
+        token = torch.arange(2048)[None]
+        out, _ = own_mask.attend_masked(
+            *operands(dtype, 2048, 2048, 8, 2, 128),
+            scale=0.1,
+            hi=0,
+            positions=token,
+            key_positions=token,
+        )
+        out.sum().backward()
+
     def decoding(dtype: torch.dtype) -> None:
         q, k, v = (x.detach() for x in operands(dtype, 1, 4096, 32, 8, 128))
         plain.attend(q, k, v, scale=0.1, hi=0)
@@ -79,6 +112,7 @@ def launches() -> dict[str, Callable[[torch.dtype], None]]:
         "training": training(128),
         "packed": packed,
         "own score": own_score,
+        "masked": masked,
         "decoding": decoding,
         "latent": latent,
     }

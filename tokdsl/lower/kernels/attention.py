@@ -15,19 +15,10 @@ from tokdsl.lower.hoist import drop_unused
 from tokdsl.lower.kernels.attention_kernel import ONE_HEAD, pieces
 from tokdsl.lower.kernels.report import RegionReport
 from tokdsl.ops.ambient import Constant, Position
-from tokdsl.ops.attend import (
-    Attend,
-    AttendTokens,
-    AttentionMix,
-    AttentionScores,
-    KeyChunks,
-    Pairwise,
-    SameChunk,
-    Visible,
-    token_axis,
-)
+from tokdsl.ops.attend import Attend, AttendTokens, AttentionMix, AttentionScores, token_axis
 from tokdsl.ops.base import AxisRef, Op
-from tokdsl.ops.elementwise import LogicalAnd
+from tokdsl.ops.logic import LogicalAnd
+from tokdsl.ops.pairs import KeyChunks, Pairwise, SameChunk, Visible
 from tokdsl.ops.tile import NotTiled
 from tokdsl.ops.tokens import At
 from tokdsl.source import Span

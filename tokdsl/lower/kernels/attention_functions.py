@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tokdsl.graph.program import Module
 from tokdsl.lower.kernels.attention import AttentionNode
-from tokdsl.lower.plan import FunctionPlan, KernelPlan, Statement
+from tokdsl.lower.kernels.bounds import ENDS, TorchScalars, reach
+from tokdsl.lower.plan import FunctionPlan, KernelPlan, Loop, Statement
 from tokdsl.types.tensors import annotation
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ def write_functions(outer: Texts, node: AttentionNode) -> dict[str, str]:
     if node.visible is not None:
         doc = f"Which keys a query of `{node.home}` sees"
         found["visible"] = _write(outer, node.visible, node.along, doc)
+        reached = _reach(outer, node)
+        if reached:
+            found["reach"] = reached
     if node.pieces is not None and found:
-        name = "_".join(["attend", *found.values()])
+        names = [found[kind] for kind in ("score", "visible") if kind in found]
+        name = "_".join(["attend", *names])
         kernels = outer.shared.fused.kernels
         if all(kernel.name != name for kernel in kernels):
             kernels.append(KernelPlan("attend", name, node.pieces))
@@ -59,15 +64,44 @@ def _write(outer: Texts, module: Module, along: tuple[str, ...], doc: str) -> st
     plan = TileFunction(
         "", module.name, module.span, inputs, body.statements, result, "Tensor", doc, along=along
     )
+    return _placed(outer, plan)
+
+
+def _reach(outer: Texts, node: AttentionNode) -> str:
+    """Write what the condition comes to over whole tiles; return its name, or "" if nothing."""
+    assert node.visible is not None
+    found = reach(node.visible, TorchScalars(("torch", *ENDS)))
+    if found is None:
+        return ""
+    results = [found.every, found.some]
+    if "False" in results[:1]:
+        results[0] = f"torch.zeros_like({results[1]})"
+    if "True" in results[1:]:
+        results[1] = f"torch.ones_like({results[0]})"
+    span = node.visible.span
+    inputs = [(name, "Tensor", "(n, 1)" if name.startswith("i") else "(m,)") for name in ENDS]
+    lines: list[Statement | Loop] = [
+        Statement((name,), text, "", span) for name, text in found.lines
+    ]
+    doc = f"Whether tiles of queries of `{node.home}` see all of tiles of keys, and whether any"
+    name = f"{node.visible.name.removesuffix('_visible')}_reach"
+    returns = "tuple[Tensor, Tensor]"
+    return _placed(
+        outer, TileFunction("", name, span, inputs, lines, ", ".join(results), returns, doc)
+    )
+
+
+def _placed(outer: Texts, plan: TileFunction) -> str:
+    """Add a function, if there is no equal one; return its name."""
     functions = outer.shared.fused.functions
     for known in functions:
         if isinstance(known, TileFunction) and _key(known) == _key(plan):
             return known.name
     taken = {known.name for known in functions}
-    plan.name, number = module.name, 1
+    plan.name, number = plan.definition, 1
     while plan.name in taken:
         number += 1
-        plan.name = f"{module.name}_{number}"
+        plan.name = f"{plan.definition}_{number}"
     functions.append(plan)
     return plan.name
 

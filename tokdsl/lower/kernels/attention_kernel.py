@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokdsl.graph.program import Module, Node, OpNode, Value
+from tokdsl.lower.kernels.bounds import ENDS, TritonScalars, reach
 from tokdsl.lower.kernels.write import Dims, Writer, operands
 from tokdsl.ops.ambient import Constant
-from tokdsl.ops.attend import Pairwise
 from tokdsl.ops.elementwise import FloorDivide, Remainder
+from tokdsl.ops.pairs import Pairwise
 from tokdsl.ops.select import LookUp
 from tokdsl.ops.tile import Grid, NotTiled
 from tokdsl.ops.tokens import At
@@ -59,7 +60,18 @@ def pieces(node: AttentionNode) -> dict[str, object]:
         tables = {}
     if node.visible is not None:
         side = _Side(node, node.visible, names)
-        found["mask"] = {"forward": side.grid.lines, "result": side.result()}
+        result = side.result()
+        known = reach(node.visible, TritonScalars(("tl", "triton", "torch", *ENDS)))
+        found["mask"] = {
+            "forward": side.grid.lines,
+            "result": result,
+            "reach": known
+            and {
+                "forward": [f"{name} = {text}" for name, text in known.lines],
+                "every": known.every,
+                "some": known.some,
+            },
+        }
         tables = tables | side.tables
     found["given"] = [
         {

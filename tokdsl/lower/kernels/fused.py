@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tokdsl.graph.program import Value
+from tokdsl.graph.program import Module, OpNode
 from tokdsl.lower.kernels.nodes import RegionNode
 from tokdsl.lower.plan import FunctionPlan, KernelPlan
 from tokdsl.types.tensors import TensorType, annotation
@@ -68,8 +68,7 @@ class Fused:
             if node.arguments:  # else who is given the function knows of the kernel
                 given = ", ".join(names[i] for i in node.arguments)
                 also = " and decisions is None" if decides else ""
-                floats = [n for n, v in zip(names, module.inputs, strict=True) if _is_float(v)]
-                asked = (floats or names)[0]
+                asked = ", ".join(_asked(module, names))
                 function.kernel = (f"on_kernels({asked}){also}", f"KERNELS.{name}({given})")
             self.kernels.append(replace(node.kernel, name=name))
         self.functions.append(function)
@@ -84,5 +83,26 @@ class Fused:
         return name
 
 
-def _is_float(value: Value) -> bool:
-    return isinstance(value.type, TensorType) and value.type.is_float
+def _asked(module: Module, names: list[str]) -> list[str]:
+    """Return the inputs of a region that say whether its kernel can run: none may be in float64.
+
+    Those in the working dtype all have the same, so the first of them is enough. What is said to
+    be in float32 may be wider where a model is. Of some only the dtype is read.
+    """
+    read = {
+        id(value)
+        for node in module.nodes
+        if isinstance(node, OpNode)
+        for name, value in zip(node.operands, node.inputs, strict=True)
+        if name not in node.op.type_operands
+    }
+    found: list[str] = []
+    seen: set[str] = set()
+    for name, value in zip(names, module.inputs, strict=True):
+        kind = value.type
+        if id(value) not in read or not isinstance(kind, TensorType) or not kind.is_float:
+            continue
+        if kind.dtype not in seen:
+            found.append(name)
+        seen |= {kind.dtype} & {"float"}
+    return found or names[:1]

@@ -10,6 +10,7 @@ import heapq
 from dataclasses import dataclass, field
 
 from tokdsl.graph.program import SELECTION, Module, Node, OpNode, Value
+from tokdsl.lower.chunks import chunks_in, read_by
 from tokdsl.lower.decisions import choices
 from tokdsl.lower.kernels.nodes import REGION, RegionNode
 from tokdsl.lower.kernels.report import RegionReport
@@ -110,6 +111,7 @@ class _Finder:
         self.module = module
         self.apart = alone(module)
         self.training = training_alone(module)
+        self.chunks = chunks_in(module)
         #: choices that cannot be fused, and why
         self.refused: dict[int, tuple[OpNode, str]] = {}
 
@@ -121,7 +123,7 @@ class _Finder:
             if isinstance(node, OpNode) and rows:
                 joined = self._join(node, rows, found)
             for group in found:
-                reads = {id(v) for v in node.inputs}
+                reads = {id(v) for v in read_by(node, self.chunks)}
                 if group is not joined and reads & (group.makes() | group.beyond):
                     group.beyond |= {id(v) for v in node.outputs}
         return [group for group in found if _is_worth(group)]
@@ -309,8 +311,9 @@ def _place(module: Module, replaced: list[tuple[_Group, RegionNode]]) -> None:
         items[id(item)] = item
         place[id(item)] = at
     makers = {id(v): item for item in items.values() for v in item.outputs}
+    chunks = chunks_in(module)
     waiting = {
-        key: {id(makers[id(v)]) for v in item.inputs if id(v) in makers} - {key}
+        key: {id(makers[id(v)]) for v in read_by(item, chunks) if id(v) in makers} - {key}
         for key, item in items.items()
     }
     readers: dict[int, list[int]] = {}
