@@ -106,9 +106,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 1},
     ],
-    "attend.keys_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
-    ],
     "attend.keys_float32_64": [
         {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
@@ -121,9 +118,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
     ],
     "attend.keys_float32_256": [
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
-    ],
-    "attend.keys_float32_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 16, "num_stages": 1},
     ],
     "attend.queries_64": [
         {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2},
@@ -139,10 +133,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
         {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
     ],
-    "attend.queries_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
-    ],
     "attend.queries_float32_64": [
         {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
@@ -155,9 +145,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
     "attend.queries_float32_256": [
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
-    ],
-    "attend.queries_float32_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 16, "num_stages": 1},
     ],
     "attend.hip_forward_64": [
         {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
@@ -223,9 +210,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
     "attend.hip_keys_256": [
         {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 8, "num_stages": 1},
     ],
-    "attend.hip_keys_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
-    ],
     "attend.hip_keys_float32_64": [
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
     ],
@@ -234,9 +218,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
     ],
     "attend.hip_keys_float32_256": [
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
-    ],
-    "attend.hip_keys_float32_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 16, "num_stages": 1},
     ],
     "attend.hip_queries_64": [
         {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1},
@@ -248,9 +229,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
     "attend.hip_queries_256": [
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
     ],
-    "attend.hip_queries_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
-    ],
     "attend.hip_queries_float32_64": [
         {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1},
     ],
@@ -260,9 +238,6 @@ CONFIGS: dict[str, list[dict[str, int]]] = {
     ],
     "attend.hip_queries_float32_256": [
         {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1},
-    ],
-    "attend.hip_queries_float32_1024": [
-        {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1},
     ],
     "attend_parts.merge": [
         {"BLOCK": 4, "num_warps": 4},
